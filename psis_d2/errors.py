@@ -1,0 +1,28 @@
+"""The one exception that speaks to the person at the keyboard."""
+
+import contextlib
+import sys
+
+
+class UserError(Exception):
+    """Bad input. ``str(error)`` is one sentence that names the thing and how to mend it.
+
+    Entry points print it as ``error: <sentence>`` and exit with status 2 instead of showing a
+    traceback; everything else that goes wrong is a fault of the code and keeps its traceback.
+    """
+
+
+@contextlib.contextmanager
+def exit_on_user_error():
+    """Run an entry point's body; on a :class:`UserError` print its sentence and exit with 2.
+
+    A ``SystemExit`` with a sentence, which is how a user error leaves Detectron2's training loop
+    without being logged as a crash, ends the same way.
+    """
+    try:
+        yield
+    except (UserError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.code, str):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
