@@ -1,0 +1,174 @@
+"""From a dataset dict to what a model eats, with masks decided per instance."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from psis_d2.errors import UserError
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from PIL import Image
+from pycocotools import mask as mask_util
+
+# Narrower boxes (pixels) are dropped: a crop can leave nothing of an object.
+_MIN_BOX_SIDE = 1e-5
+
+
+class PartialMaskMapper:
+    """Read and augment one image whose instances may or may not have masks.
+
+    Detectron2's mapper looks at the first annotation of an image to learn whether the image has
+    masks; this one looks at each. Masks are always bit masks, whatever ``INPUT.MASK_FORMAT`` says:
+    polygons, RLEs and missing masks may then be mixed in one image. Boxes are the annotated ones
+    after the augmentation and are never recomputed from masks, since that would let a mask that
+    training may not see move a box.
+
+    Call it with a standard dataset dict (see :func:`psis_d2.data.get_dataset_dicts`), which is
+    not modified. It returns a dict with
+
+    * ``image``: uint8 tensor (C, H, W) in ``INPUT.FORMAT``, H x W after the augmentation;
+    * ``height``, ``width``, ``file_name``, ``image_id`` of the original image;
+    * ``instances``, only when training or with ``with_boxes``, crowd regions left out:
+
+      * ``gt_boxes`` (N boxes, pixels of ``image``) and ``gt_classes`` (int64, N), always;
+      * when training a model with masks, ``gt_masks`` (``BitMasks``, N x H x W, zeros where there
+        is no mask) and ``gt_has_mask`` (bool, N). Instances whose box is empty are left out; one
+        whose mask is empty after a crop stays, without a mask;
+      * with ``with_boxes``, ``gt_ids`` (int64, N): the annotation ids.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        use_masks: bool = True,
+        with_boxes: bool = False,
+    ):
+        """Make a mapper from parts; ``PartialMaskMapper(cfg, is_train)`` reads them from a config.
+
+        Args:
+            is_train: whether instances with masks are made.
+            augmentations: applied in this order.
+            image_format: as Detectron2's ``read_image`` knows it, such as ``BGR``.
+            use_masks: whether training instances get ``gt_masks`` and ``gt_has_mask``.
+            with_boxes: whether, outside training, instances with boxes and ids are made.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_masks = use_masks
+        self.with_boxes = with_boxes
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True, with_boxes: bool = False) -> dict:
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "use_masks": cfg.MODEL.MASK_ON,
+            "with_boxes": with_boxes,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Map one dataset dict.
+
+        Raises:
+            UserError: the image cannot be read or is not as large as the dict says.
+        """
+        image = self._read(dataset_dict)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image = np.array(augmented.image.transpose(2, 0, 1), order="C")
+        output = {key: dataset_dict[key] for key in ("height", "width", "file_name", "image_id")}
+        output["image"] = torch.from_numpy(image)
+        if self.is_train or self.with_boxes:
+            annotations = [
+                annotation
+                for annotation in dataset_dict.get("annotations", ())
+                if not annotation.get("iscrowd", 0)
+            ]
+            output["instances"] = self._instances(annotations, transforms, image.shape[1:])
+        return output
+
+    def _read(self, dataset_dict: dict) -> np.ndarray:
+        path = dataset_dict["file_name"]
+        try:
+            image = detection_utils.read_image(path, format=self.image_format)
+        # Pillow reports a damaged file in any of these ways.
+        except (
+            *(OSError, ValueError, SyntaxError, EOFError, struct.error),
+            Image.DecompressionBombError,
+        ) as error:
+            raise UserError(
+                f"Cannot read the image {path} ({type(error).__name__}: {error}); restore the file "
+                "or remove it from the json."
+            ) from error
+        found, expected = image.shape[:2], (dataset_dict["height"], dataset_dict["width"])
+        if found != expected:
+            swapped = " (its EXIF rotation is applied on reading)" * (found == expected[::-1])
+            raise UserError(
+                f"The image {path} is {found[1]} x {found[0]} pixels{swapped}, but the annotations "
+                f"say {expected[1]} x {expected[0]}; correct width and height in the json."
+            )
+        return image
+
+    def _instances(
+        self, annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]
+    ) -> Instances:
+        """Annotations of one image as ``Instances`` of the augmented image of ``size`` (H, W)."""
+        boxes = np.array(
+            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations],
+            dtype=np.float64,
+        ).reshape(-1, 4)
+        if len(boxes):
+            boxes = transforms.apply_box(boxes)
+        instances = Instances(tuple(size))
+        instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
+        instances.gt_boxes.clip(instances.image_size)
+        instances.gt_classes = torch.tensor(
+            [a["category_id"] for a in annotations], dtype=torch.int64
+        )
+        if not self.is_train:
+            instances.gt_ids = torch.tensor([a["id"] for a in annotations], dtype=torch.int64)
+            return instances
+        # The boxes decide before any mask is drawn, so that a mask cannot decide.
+        keep = instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
+        instances = instances[keep]
+        if self.use_masks:
+            kept = [a for a, stays in zip(annotations, keep.tolist(), strict=True) if stays]
+            masks = np.zeros((len(kept), *size), dtype=bool)
+            for row, annotation in enumerate(kept):
+                if "segmentation" in annotation:
+                    masks[row] = _rasterise(annotation["segmentation"], transforms, size)
+            masks = torch.from_numpy(masks)
+            instances.gt_masks = BitMasks(masks)
+            instances.gt_has_mask = masks.flatten(1).any(dim=1)
+        return instances
+
+
+def _rasterise(
+    segmentation: list | dict, transforms: T.TransformList, size: tuple[int, int]
+) -> np.ndarray:
+    """The mask in the augmented image: uint8 array of ``size`` (H, W), 1 inside."""
+    if isinstance(segmentation, dict):
+        return transforms.apply_segmentation(mask_util.decode(segmentation))
+    # The points are moved as they are, also out of the image: the rasteriser clips. (A crop's own
+    # polygon clipping would need one more library.)
+    polygons = [
+        transforms.apply_coords(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)).ravel()
+        for polygon in segmentation
+    ]
+    rles = mask_util.frPyObjects([polygon.tolist() for polygon in polygons], *map(int, size))
+    return mask_util.decode(mask_util.merge(rles))

@@ -1,0 +1,304 @@
+"""The supervision contract: a mask that training may not see is gone, not merely ignored.
+
+After :func:`clean_annotations` the key ``segmentation`` of an annotation exists only where it holds
+a usable mask; after :func:`restrict_masks` it exists only where training may use it. A data set
+that never had those masks looks exactly the same.
+
+Annotations are those of Detectron2's standard dataset dicts. A usable ``segmentation`` is a list of
+polygons ``[x0, y0, x1, y1, ...]`` in pixels with at least three points each, or an RLE dict
+``{"size": [height, width], "counts": ...}``, compressed (text) or not (list of run lengths).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import numbers
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from psis_d2.errors import UserError
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+logger = logging.getLogger(__name__)
+
+# Polygon points further outside than this many image sides cannot be meant: the rasteriser walks
+# along every edge, so that one stray 1e9 would take all memory.
+_REACH = 10
+
+
+@dataclass(frozen=True)
+class MaskCounts:
+    """How many instances have a mask. Crowd regions are not instances and are not counted.
+
+    Attributes:
+        instances: annotations that are not crowd regions.
+        with_mask: instances with a usable mask.
+        bad_masks: instances whose segmentation was not empty but unusable; they keep the box.
+        bad_polygons: unusable polygons left out of masks that are usable without them.
+    """
+
+    instances: int = 0
+    with_mask: int = 0
+    bad_masks: int = 0
+    bad_polygons: int = 0
+
+    @property
+    def without_mask(self) -> int:
+        """Instances with a box only."""
+        return self.instances - self.with_mask
+
+
+def usable_segmentation(segmentation, height: int, width: int) -> bool:
+    """Whether ``segmentation`` holds a mask of an image of ``height`` x ``width`` pixels.
+
+    False for ``None``, an empty list, a list without one good polygon (three points or more, an
+    even number of finite numbers), and an RLE whose size is not the image's, whose counts do not
+    decode to exactly that size, or that covers no pixel.
+    """
+    return _clean(segmentation, height, width)[0] is not None
+
+
+def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
+    """Bring every spelling of "no mask" into one state: no key ``segmentation``. In place.
+
+    ``None``, ``[]``, a missing key, malformed polygons and RLEs, and all masks of an image flagged
+    ``box_only`` end the same. Good polygons beside a bad one are kept. No annotation is dropped and
+    no box is touched. Uncompressed RLEs are compressed. One log line counts.
+
+    Args:
+        dicts: standard dataset dicts with ``height``, ``width`` and ``annotations``.
+
+    Returns:
+        The counts over all instances.
+    """
+    instances = with_mask = bad_masks = bad_polygons = 0
+    for record in dicts:
+        box_only = bool(record.pop("box_only", False))
+        for annotation in record.get("annotations", ()):
+            mask, bad = None, 0
+            if not box_only:
+                mask, bad = _clean(
+                    annotation.get("segmentation"), record["height"], record["width"]
+                )
+            if mask is None:
+                annotation.pop("segmentation", None)
+            else:
+                annotation["segmentation"] = mask
+            if annotation.get("iscrowd", 0):
+                continue
+            instances += 1
+            if mask is not None:
+                with_mask += 1
+                bad_polygons += bad
+            elif bad:
+                bad_masks += 1
+    counts = MaskCounts(instances, with_mask, bad_masks, bad_polygons)
+    logger.log(
+        logging.WARNING if bad_masks or bad_polygons else logging.INFO,
+        "annotations: %d instances, %d with a mask, %d with a box only; %d malformed masks cost "
+        "the mask (the box stays), %d malformed polygons were left out of a mask",
+        *(counts.instances, counts.with_mask, counts.without_mask),
+        *(counts.bad_masks, counts.bad_polygons),
+    )
+    return counts
+
+
+def count_masks(dicts: Iterable[dict]) -> MaskCounts:
+    """Count instances and masks of dataset dicts that :func:`clean_annotations` has seen."""
+    instances = with_mask = 0
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            if not annotation.get("iscrowd", 0):
+                instances += 1
+                with_mask += "segmentation" in annotation
+    return MaskCounts(instances, with_mask)
+
+
+def masked_classes(dicts: Iterable[dict]) -> set[int]:
+    """Contiguous ids of the categories with at least one instance that has a mask."""
+    return {
+        annotation["category_id"]
+        for record in dicts
+        for annotation in record.get("annotations", ())
+        if "segmentation" in annotation and not annotation.get("iscrowd", 0)
+    }
+
+
+def restrict_masks(
+    dicts: Iterable[dict],
+    seen_ids: Collection[int] | None = None,
+    keep_images: Collection | None = None,
+) -> None:
+    """Remove the masks that training may not see. In place.
+
+    Args:
+        dicts: standard dataset dicts.
+        seen_ids: contiguous ids of the categories that keep masks; None for all.
+        keep_images: ``image_id`` of the images that keep masks; None for all.
+    """
+    seen = None if seen_ids is None else frozenset(seen_ids)
+    images = None if keep_images is None else frozenset(keep_images)
+    for record in dicts:
+        image_stays = images is None or record["image_id"] in images
+        for annotation in record.get("annotations", ()):
+            if not image_stays or (seen is not None and annotation["category_id"] not in seen):
+                annotation.pop("segmentation", None)
+
+
+def select_mask_images(image_ids: Iterable, fraction: float, seed: int) -> set:
+    """Draw the images that keep their masks.
+
+    The choice depends on the ids and the seed, not on the order; with one seed, a smaller fraction
+    gives a subset of a larger one.
+
+    Args:
+        image_ids: distinct image ids, or with repetitions that count once.
+        fraction: share of the images, 0 to 1; the number is rounded to the nearest.
+        seed: any integer.
+
+    Returns:
+        The selected ids.
+
+    Raises:
+        UserError: the fraction is not between 0 and 1.
+    """
+    if not 0 <= fraction <= 1:
+        raise UserError(
+            f"PSIS.MASK_IMAGE_FRACTION is {fraction}; it is a share of images and must lie "
+            "between 0 and 1."
+        )
+    ranked = sorted(set(image_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    return set(ranked[: math.floor(fraction * len(ranked) + 0.5)])
+
+
+def read_image_list(path: str) -> set[str]:
+    """Read a list of images: one image id or file name a line, blank and ``#`` lines skipped.
+
+    Raises:
+        UserError: the file is missing, is not text or lists nothing.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"The image list PSIS.MASK_IMAGES {path} does not exist; check the path.")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the image list {path} as text: {error}.") from error
+    entries = {line for line in lines if line and not line.startswith("#")}
+    if not entries:
+        raise UserError(
+            f"The image list {path} names no image; write one image id or file name a line."
+        )
+    return entries
+
+
+def match_image_list(dicts: Iterable[dict], entries: Collection[str]) -> tuple[set, set[str]]:
+    """Find the images that a list means.
+
+    An entry means an image if it is its id, its file name, or the end of its path after a ``/``.
+
+    Args:
+        dicts: standard dataset dicts.
+        entries: what :func:`read_image_list` gave.
+
+    Returns:
+        The ``image_id`` of all images meant, and the entries that mean none.
+    """
+    wanted = {entry.replace(os.sep, "/") for entry in entries}
+    images, found = set(), set()
+    for record in dicts:
+        parts = str(record["file_name"]).replace(os.sep, "/").split("/")
+        spellings = {"/".join(parts[i:]) for i in range(len(parts))} | {str(record["image_id"])}
+        hits = spellings & wanted
+        if hits:
+            images.add(record["image_id"])
+            found |= hits
+    return images, wanted - found
+
+
+def _clean(segmentation, height: int, width: int) -> tuple[list | dict | None, int]:
+    """The usable part of a segmentation, or None, and how many malformed pieces it had."""
+    if isinstance(segmentation, dict):
+        if not segmentation:
+            return None, 0
+        rle = _clean_rle(segmentation, height, width)
+        return rle, int(rle is None)
+    if isinstance(segmentation, (list, tuple)):
+        # [[]] is one more way in which tools write "no mask".
+        pieces = [piece for piece in segmentation if not _is_empty(piece)]
+        reach = _REACH * max(height, width)
+        good = [piece for piece in pieces if _is_polygon(piece, reach)]
+        return good or None, len(pieces) - len(good)
+    return None, int(segmentation is not None)
+
+
+def _is_empty(piece) -> bool:
+    return piece is None or (isinstance(piece, (list, tuple, np.ndarray)) and len(piece) == 0)
+
+
+def _is_polygon(points, reach: float) -> bool:
+    if isinstance(points, np.ndarray):
+        points = points.tolist()
+    if not isinstance(points, (list, tuple)) or len(points) < 6 or len(points) % 2:
+        return False
+    # The set of types is by far the fastest test, and nearly always enough.
+    if not set(map(type, points)) <= {int, float} and not all(
+        isinstance(value, numbers.Real) and not isinstance(value, bool) for value in points
+    ):
+        return False
+    # min and max may overlook a NaN, depending on its place; the sum does not.
+    total = sum(points)
+    return total == total and -reach <= min(points) and max(points) <= reach
+
+
+def _clean_rle(rle: dict, height: int, width: int) -> dict | None:
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        return None
+    if isinstance(counts, (list, tuple)):
+        if not counts or not all(type(run) is int and run >= 0 for run in counts):
+            return None
+        if sum(counts) != height * width or not any(counts[1::2]):
+            return None
+        packed = mask_util.frPyObjects(
+            {"size": [height, width], "counts": list(counts)}, height, width
+        )
+        return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii", errors="replace")
+    if not isinstance(counts, str):
+        return None
+    runs = _rle_runs(counts)
+    if runs is None or runs.sum() != height * width or not runs[1::2].any():
+        return None
+    return {"size": [height, width], "counts": counts}
+
+
+def _rle_runs(counts: str) -> np.ndarray | None:
+    """Run lengths of a compressed RLE, or None if the text is none.
+
+    The format: each number is written in base 32, lowest five bits first, one character
+    ``chr(48 + bits)`` each, 32 added on all but the last; bit 16 of the last one is the sign. From
+    the fourth number on, what is written is the difference to the run two before.
+    """
+    try:
+        codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        return None
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    last = np.flatnonzero(codes < 32)
+    first = np.concatenate([[0], last[:-1] + 1])
+    if (last - first).max() > 6:
+        return None
+    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    values = np.add.reduceat((codes & 31) << place, first)
+    values -= np.where(codes[last] & 16, np.int64(1) << (place[last] + 5), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return None if values.min() < 0 else values
