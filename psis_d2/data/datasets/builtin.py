@@ -1,0 +1,54 @@
+"""Registers the data sets that psis_d2 brings along in Detectron2's catalogs."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from psis_d2.data.splits import SHAPES_SEEN_NAMES, SHAPES_UNSEEN_NAMES
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+def _prepare_partial_shapes(folder: str) -> None:
+    from psis_d2.data.datasets.partial_shapes import prepare
+
+    prepare(folder)
+
+
+def _load_partial_shapes(folder: str, json_file: str, image_root: str, name: str) -> list[dict]:
+    # Imported late: psis_d2.data imports this package.
+    from psis_d2.data.coco import load_coco
+
+    _prepare_partial_shapes(folder)
+    return load_coco(json_file, image_root, name)
+
+
+def register_partial_shapes(root: str) -> None:
+    """Register ``partial_shapes_train`` and ``partial_shapes_val`` under ``root/partial_shapes``.
+
+    The files need not exist: loading a data set, or calling its metadata's ``psis_prepare``, makes
+    them. Names that are registered already stay as they are.
+    """
+    folder = os.path.join(root, "partial_shapes")
+    class_names = [*SHAPES_SEEN_NAMES, *SHAPES_UNSEEN_NAMES]
+    for split in ("train", "val"):
+        name = f"partial_shapes_{split}"
+        if name in DatasetCatalog:
+            continue
+        json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
+        image_root = os.path.join(folder, split)
+        DatasetCatalog.register(
+            name, functools.partial(_load_partial_shapes, folder, json_file, image_root, name)
+        )
+        MetadataCatalog.get(name).set(
+            thing_classes=class_names,
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(class_names))},
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            psis_prepare=functools.partial(_prepare_partial_shapes, folder),
+        )
+
+
+register_partial_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

@@ -1,0 +1,312 @@
+"""Pictures of predictions: which category was seen with masks is told by colour and a mark.
+
+Images are enlarged before anything is drawn, so that labels stay legible on small ones. All images
+here are RGB uint8 ``[H, W, 3]``.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Collection, Sequence
+
+from psis_d2.errors import UserError
+
+import cv2
+import numpy as np
+
+# Cool colours for seen categories and warm ones for unseen categories.
+SEEN_COLORS = ((46, 204, 113), (52, 152, 255), (0, 206, 201), (116, 125, 255), (152, 224, 60))
+UNSEEN_COLORS = ((255, 107, 53), (255, 64, 129), (255, 193, 30), (232, 65, 65), (255, 140, 205))
+
+UNSEEN_MARK = "*"
+"""Stands behind the name of a category that had no masks in training."""
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_SCALE = 0.42
+_DARK = (24, 26, 30)
+_LIGHT = (235, 235, 235)
+_MUTED = (150, 154, 160)
+_GAP = 8
+_CAPTION_HEIGHT = 22
+_MAX_TILE_SIDE = 512
+_MASK_OPACITY = 0.5
+
+
+def instance_colors(
+    category_ids: Sequence[int], seen_ids: Collection[int]
+) -> list[tuple[int, int, int]]:
+    """A colour for each instance of an image, of the warm family for unseen categories.
+
+    The category chooses the colour, so that prediction and ground truth look alike; where it is
+    taken by an earlier instance, the next free one of the family is used.
+    """
+    colors: list[tuple[int, int, int]] = []
+    for category in category_ids:
+        family = SEEN_COLORS if category in seen_ids else UNSEEN_COLORS
+        start = category % len(family)
+        turns = family[start:] + family[:start]
+        colors.append(next((color for color in turns if color not in colors), turns[0]))
+    return colors
+
+
+def _enlarge(image: np.ndarray, scale: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
+
+
+def _enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Mask at another ``(width, height)``, uint8 0/1, without the stairs of nearest neighbours."""
+    soft = cv2.resize(np.asarray(mask, dtype=np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return (soft >= 0.5).astype(np.uint8)
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _put_label(
+    canvas: np.ndarray,
+    text: str,
+    box: np.ndarray,
+    color: tuple[int, int, int],
+    taken: list[tuple[int, int, int, int]],
+) -> None:
+    """Write a label on a coloured chip at the corner of the box that covers other labels least."""
+    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)
+    width, height = text_width + 6, text_height + 7
+    x0, y0, x1, y1 = (round(float(v)) for v in box)
+    corners = [(x0, y0 - height), (x0, y1), (x1 - width, y0 - height), (x1 - width, y1)]
+    corners += [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
+    spots = []
+    for x, y in corners:
+        x = min(max(x, 0), max(canvas.shape[1] - width, 0))
+        y = min(max(y, 0), max(canvas.shape[0] - height, 0))
+        spots.append((x, y, x + width, y + height))
+    spot = min(spots, key=lambda s: sum(_overlap(s, other) for other in taken))
+    taken.append(spot)
+    cv2.rectangle(canvas, spot[:2], (spot[2] - 1, spot[3] - 1), color, -1)
+    at = (spot[0] + 3, spot[3] - 4)
+    cv2.putText(canvas, text, at, _FONT, _FONT_SCALE, _DARK, 1, cv2.LINE_AA)
+
+
+def draw_instances(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: Sequence[np.ndarray | None],
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    scale: float = 1.0,
+) -> np.ndarray:
+    """Draw instances onto an enlarged copy of an image; later ones lie on top.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        boxes: ``[n, 4]`` x0, y0, x1, y1 in pixels of ``image``.
+        masks: n masks ``[H, W]``; None draws the box only.
+        labels: n texts; an empty one is not drawn.
+        colors: n RGB colours, for example of :func:`instance_colors`.
+        scale: factor of enlargement.
+
+    Returns:
+        RGB uint8 ``[round(H * scale), round(W * scale), 3]``.
+    """
+    canvas = _enlarge(image, scale)
+    size = canvas.shape[1::-1]
+    big_masks = [None if mask is None else _enlarge_mask(mask, size) for mask in masks]
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
+    for mask, color in zip(big_masks, colors, strict=True):
+        if mask is None:
+            continue
+        inside = mask > 0
+        tint = np.array(color, dtype=np.float32)
+        canvas[inside] = (1 - _MASK_OPACITY) * canvas[inside] + _MASK_OPACITY * tint
+        outline, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outline, -1, _DARK, 3, cv2.LINE_AA)
+        cv2.drawContours(canvas, outline, -1, color, 2, cv2.LINE_AA)
+    for (x0, y0, x1, y1), color in zip(np.round(boxes).astype(int), colors, strict=True):
+        cv2.rectangle(canvas, (int(x0), int(y0)), (int(x1) - 1, int(y1) - 1), color, 1)
+    taken: list[tuple[int, int, int, int]] = []
+    for box, label, color in zip(boxes, labels, colors, strict=True):
+        if label:
+            _put_label(canvas, label, box, color, taken)
+    return canvas
+
+
+def _to_numpy(tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _label(class_names: Sequence[str], category: int, seen_ids: Collection[int]) -> str:
+    return class_names[category] + ("" if category in seen_ids else UNSEEN_MARK)
+
+
+def _draw_prediction(
+    sample: dict,
+    class_names: Sequence[str],
+    seen_ids: Collection[int],
+    scale: float,
+    min_score: float,
+) -> np.ndarray:
+    prediction = sample["prediction"]
+    scores = _to_numpy(prediction.scores)
+    classes = _to_numpy(prediction.pred_classes)
+    # The surest instance is drawn last and so lies on top.
+    order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= min_score]
+    boxes = _to_numpy(prediction.pred_boxes.tensor)[order]
+    masks: list[np.ndarray | None] = [None] * len(order)
+    if prediction.has("pred_masks"):
+        masks = list(_to_numpy(prediction.pred_masks)[order])
+    categories = [int(classes[i]) for i in order]
+    labels = [
+        f"{_label(class_names, category, seen_ids)} {100 * scores[i]:.0f}"
+        for i, category in zip(order, categories, strict=True)
+    ]
+    colors = instance_colors(categories, seen_ids)
+    return draw_instances(sample["image"], boxes, masks, labels, colors, scale)
+
+
+def _truth_box(item: dict) -> list[float]:
+    if item.get("bbox") is not None:
+        x, y, width, height = item["bbox"]
+    else:
+        x, y, width, height = cv2.boundingRect(np.asarray(item["mask"], dtype=np.uint8))
+    return [x, y, x + width, y + height]
+
+
+def _draw_truth(
+    sample: dict, class_names: Sequence[str], seen_ids: Collection[int], scale: float
+) -> np.ndarray:
+    truth = sample["truth"]
+    categories = [int(item["category_id"]) for item in truth]
+    labels = [_label(class_names, category, seen_ids) for category in categories]
+    boxes = np.array([_truth_box(item) for item in truth], dtype=np.float64)
+    masks = [item.get("mask") for item in truth]
+    colors = instance_colors(categories, seen_ids)
+    return draw_instances(sample["image"], boxes, masks, labels, colors, scale)
+
+
+def _put_text(
+    canvas: np.ndarray, text: str, x: int, baseline: int, color: tuple[int, int, int]
+) -> int:
+    """Write a text and return where it ends."""
+    cv2.putText(canvas, text, (x, baseline), _FONT, _FONT_SCALE, color, 1, cv2.LINE_AA)
+    return x + cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0]
+
+
+def _put_legend(canvas: np.ndarray, left: int, baseline: int, min_score: float) -> None:
+    """One line that explains colours and marks; a part that does not fit goes to the next line."""
+    parts = [
+        (SEEN_COLORS, "seen: masks in training"),
+        (UNSEEN_COLORS, f"unseen {UNSEEN_MARK}: boxes only in training"),
+        ((), f"number: score in percent, {100 * min_score:.0f} and more shown"),
+    ]
+    swatch, x = 10, left
+    for colors, text in parts:
+        width = len(colors) * (swatch + 2) + cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0]
+        if x > left and x + width > canvas.shape[1] - _GAP:
+            x, baseline = left, baseline + _CAPTION_HEIGHT
+        for color in colors:
+            cv2.rectangle(canvas, (x, baseline - swatch), (x + swatch - 1, baseline - 1), color, -1)
+            x += swatch + 2
+        x = _put_text(canvas, text, x + 4 * bool(colors), baseline, _LIGHT) + 24
+
+
+def prediction_grid(
+    samples: Sequence[dict],
+    class_names: Sequence[str],
+    seen_ids: Collection[int],
+    columns: int = 4,
+    scale: float = 3,
+    min_score: float = 0.5,
+) -> np.ndarray:
+    """A grid of images with predicted masks, unseen categories marked, and a legend.
+
+    Args:
+        samples: dicts with ``image`` (RGB uint8 ``[H, W, 3]``), ``prediction`` (``Instances`` at
+            the image's resolution with ``pred_boxes``, ``scores``, ``pred_classes`` and, if there
+            are masks, ``pred_masks`` ``[n, H, W]``) and, optionally, ``truth``: dicts with
+            ``category_id`` (contiguous), ``mask`` (bool ``[H, W]`` or None) and ``bbox`` (x, y,
+            width, height), drawn below the prediction.
+        class_names: names by contiguous id.
+        seen_ids: contiguous ids of the seen categories.
+        columns: samples in a row.
+        scale: factor of enlargement; less for images that would come out wider or higher than
+            512 pixels.
+        min_score: predictions below it are left out.
+
+    Returns:
+        RGB uint8 image.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    if not samples:
+        raise ValueError("prediction_grid needs at least one sample")
+    columns = min(columns, len(samples))
+    seen_ids = {int(i) for i in seen_ids}
+    cells = []
+    for sample in samples:
+        factor = min(scale, _MAX_TILE_SIDE / max(sample["image"].shape[:2]))
+        predicted = _draw_prediction(sample, class_names, seen_ids, factor, min_score)
+        tiles = [("prediction", predicted)]
+        if sample.get("truth") is not None:
+            tiles.append(("ground truth", _draw_truth(sample, class_names, seen_ids, factor)))
+        cells.append(tiles)
+    return _lay_out(cells, columns, min_score)
+
+
+def _lay_out(
+    cells: list[list[tuple[str, np.ndarray]]], columns: int, min_score: float
+) -> np.ndarray:
+    tile_width = max(tile.shape[1] for cell in cells for _, tile in cell)
+    tile_height = max(tile.shape[0] for cell in cells for _, tile in cell)
+    depth = max(len(cell) for cell in cells)
+    rows = -(-len(cells) // columns)
+    step_x, step_y = tile_width + _GAP, tile_height + _CAPTION_HEIGHT
+    row_height = depth * step_y + _GAP
+    legend_height = _CAPTION_HEIGHT * (1 if columns * step_x > 760 else 3) + _GAP
+    canvas = np.empty((rows * row_height + legend_height, columns * step_x + _GAP, 3), np.uint8)
+    canvas[:] = _DARK
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        x = _GAP + column * step_x
+        for level, (caption, tile) in enumerate(cell):
+            y = row * row_height + level * step_y + _CAPTION_HEIGHT
+            _put_text(canvas, caption, x, y - 6, _MUTED)
+            canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    _put_legend(canvas, _GAP, rows * row_height + _CAPTION_HEIGHT - 4, min_score)
+    return canvas
+
+
+def save_png(path: str, image: np.ndarray) -> None:
+    """Write an RGB uint8 image as PNG in one step: the path never shows a half-written file.
+
+    Folders on the way are made.
+
+    Raises:
+        UserError: the path cannot be written.
+    """
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))
+    if not ok:
+        raise RuntimeError("OpenCV failed to encode a PNG image.")
+    path = os.path.abspath(path)
+    scratch = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(scratch, "wb") as file:
+                file.write(data.tobytes())
+            os.replace(scratch, path)
+        finally:
+            if os.path.exists(scratch):
+                os.remove(scratch)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write the picture {path} ({error.strerror or error}); choose a path that is "
+            "writable."
+        ) from error
