@@ -1,0 +1,46 @@
+"""Losses shared by mask heads. Every one averages over mask-annotated regions only."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def zero_loss(module: nn.Module) -> Tensor:
+    """A zero that every trainable parameter of `module` takes part in.
+
+    A batch without a single mask gives this loss: gradients are zeros, not absent, so distributed
+    training neither waits for a missing gradient nor complains about unused parameters.
+
+    Returns:
+        float scalar 0 with a gradient path to each parameter that requires one.
+    """
+    return sum(p.sum() for p in module.parameters() if p.requires_grad) * 0.0
+
+
+def select_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """The channel of each region's own class.
+
+    Args:
+        logits: float [R, K, M, M]; K = 1 is class-agnostic.
+        classes: int64 [R], ignored when K = 1.
+
+    Returns:
+        float [R, M, M].
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits[torch.arange(len(logits), device=logits.device), classes]
+
+
+def mask_bce(logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+    """Mask R-CNN's mask loss: mean binary cross-entropy on the region's own class channel.
+
+    Args:
+        logits: float [R, K, M, M], R > 0.
+        targets: float [R, M, M] in [0, 1].
+        classes: int64 [R].
+
+    Returns:
+        float scalar.
+    """
+    return F.binary_cross_entropy_with_logits(select_class(logits, classes), targets)

@@ -1,0 +1,3 @@
+"""RoI mask heads, one file a method; importing this package registers them all."""
+
+from psis_d2.modeling.mask_heads import fcn, shapeprop  # noqa: F401

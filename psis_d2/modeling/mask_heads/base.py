@@ -1,0 +1,99 @@
+"""The contract of a RoI mask head, and the pieces that every head shares.
+
+A method subclasses :class:`RegionMaskHead`, registers itself in Detectron2's
+``ROI_MASK_HEAD_REGISTRY`` and lives in one file of this folder.
+"""
+
+from typing import ClassVar
+
+from psis_d2.errors import UserError
+from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.losses import mask_bce, zero_loss
+
+import torch
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+
+class RegionRegulariser(nn.Module):
+    """Noise on the RoI features that enter a mask head's trunk, in training only.
+
+    Args:
+        channel_dropout: probability of zeroing a channel of a region (the rest is scaled up).
+        feature_drop: probability of zeroing all features of a region, unscaled: what is left to
+            the head is its shape prior.
+    """
+
+    def __init__(self, channel_dropout: float = 0.0, feature_drop: float = 0.0):
+        super().__init__()
+        self.channel_dropout = nn.Dropout2d(channel_dropout)
+        self.feature_drop = feature_drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [R, C, P, P] to the same shape."""
+        x = self.channel_dropout(x)
+        if self.training and self.feature_drop > 0:
+            keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.feature_drop
+            x = x * keep
+        return x
+
+
+class RegionMaskHead(nn.Module):
+    """Base of all RoI mask heads: from a :class:`RegionContext` to mask logits and losses.
+
+    Subclasses implement :meth:`predict`; those with further losses extend :meth:`losses`. The class
+    attributes tell the ROI heads what to prepare.
+    """
+
+    trains_on: ClassVar[str] = "annotated"
+    """"annotated": training regions are foreground with a mask; "foreground": all foreground."""
+    uses_sampled: ClassVar[bool] = False
+    """Whether training needs the pooled features of all sampled proposals, background included."""
+    has_shape_prior: ClassVar[bool] = False
+    """Whether the head knows anything of a region's shape beside its RoI features."""
+
+    def __init__(
+        self, *, loss_weight: float = 1.0, channel_dropout: float = 0.0, feature_drop: float = 0.0
+    ):
+        super().__init__()
+        if feature_drop > 0 and not self.has_shape_prior:
+            raise UserError(
+                f"PSIS.ROI_FEATURE_DROP is {feature_drop}, but {type(self).__name__} has no shape "
+                "prior to fall back on; set it to 0 or use a mask head with a shape prior."
+            )
+        self.loss_weight = loss_weight
+        self.regularise = RegionRegulariser(channel_dropout, feature_drop)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        """Arguments that every head takes from a config."""
+        return {
+            "channel_dropout": cfg.PSIS.ROI_CHANNEL_DROPOUT,
+            "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,
+        }
+
+    def predict(self, context: RegionContext) -> Tensor:
+        """Mask logits of the context's regions, float [R, K, M, M]; K = 1 is class-agnostic."""
+        raise TypeError(f"{type(self).__name__} has to define predict(context)")
+
+    def losses(self, context: RegionContext) -> dict[str, Tensor]:
+        """Losses by name, averaged over mask-annotated regions. Called with R > 0 or R = 0."""
+        if len(context) == 0:
+            return {"loss_mask": zero_loss(self)}
+        logits = self.predict(context)
+        return {"loss_mask": self.mask_loss(context, logits)}
+
+    def mask_loss(self, context: RegionContext, logits: Tensor) -> Tensor:
+        """The weighted mask loss of logits [R, K, M, M], R > 0."""
+        targets = context.mask_targets(logits.shape[-1])
+        return self.loss_weight * mask_bce(logits, targets, context.classes)
+
+    def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
+        """Losses in training; at test time the regions with ``pred_masks`` [R, 1, M, M] in [0, 1]."""
+        if self.training:
+            return self.losses(context)
+        # Detectron2 pastes an empty tensor as it is, whatever the size of its empty masks.
+        logits = self.predict(context) if len(context) else context.features.new_zeros(0, 1, 1, 1)
+        mask_rcnn_inference(logits, context.regions)
+        return context.regions

@@ -1,0 +1,275 @@
+"""ShapeProp: learn saliency from boxes, propagate it to shapes (Zhou et al., CVPR 2020).
+
+Three steps on RoI features (paper sec. 3):
+
+1. *Activating*: a classifier over box labels, applied per position, gives a saliency map of the
+   region's class. It learns from every sampled proposal, masks are not needed.
+2. *Propagating*: the map is encoded to a few latent channels, which exchange messages between
+   neighbouring positions (Eq. 4) with weights predicted from the region's appearance; decoded, this
+   is the class-agnostic *shape activation*, learned where there are masks.
+3. *Fusion*: the shape activation joins the RoI features in front of a class-agnostic mask trunk.
+
+No gradient is stopped anywhere: the mask loss reaches the saliency classifier. Propagation runs only
+for regions whose result is used (mask-annotated foreground in training, detections at test time);
+the classifier alone sees all samples.
+"""
+
+from psis_d2.errors import UserError
+from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.losses import zero_loss
+from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower, plain_convs
+from psis_d2.ops import message_passing
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from torch import Tensor, nn
+
+_TAPS = 9  # of the 3x3 neighbourhood, r = 3 in the paper
+_MAX_EPS = 1e-5  # of the division by the activation's maximum, as released
+_CHOICES = {
+    "WEIGHT_NORM": ("sigmoid_sum", "softmax", "none"),
+    "ACTIVATING_LOSS": ("softmax_ce", "signed_mean"),
+    "FUSION": ("embed", "concat"),
+}
+
+
+def activating_loss(logits: Tensor, classes: Tensor, kind: str = "softmax_ce") -> Tensor:
+    """Loss of the saliency classifier on box labels.
+
+    Args:
+        logits: float [S, K + 1, P, P], saliency of every class, background last.
+        classes: int64 [S] in [0, K]; K = background.
+        kind: "softmax_ce", the released code's cross-entropy of the spatially averaged logits, or
+            "signed_mean", the paper's Eq. 3: the mean score of positive bags is raised, that of
+            negative bags lowered. A region is a positive bag of its own class and a negative one of
+            every other class; the sum is divided by S * K. It is unbounded below.
+
+    Returns:
+        float scalar.
+    """
+    scores = logits.mean(dim=(2, 3))
+    if kind == "softmax_ce":
+        return F.cross_entropy(scores, classes)
+    num_classes = scores.shape[1] - 1
+    positive = F.one_hot(classes, num_classes + 1)[:, :num_classes].bool()
+    scores = scores[:, :num_classes]
+    return torch.where(positive, -scores, scores).mean()
+
+
+class ShapeActivation(nn.Module):
+    """Saliency to shape: encode, pass messages (Eq. 4), decode.
+
+    Args:
+        in_channels: channels of the RoI features.
+        tower_dim, tower_convs: the propagating tower.
+        latent_dim: channels that carry messages.
+        channel_agnostic: one set of weights for all latent channels.
+        steps: propagation steps, 0 for the larger side of the region.
+        weight_norm: see :func:`psis_d2.ops.message_passing`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        tower_dim: int,
+        tower_convs: int,
+        latent_dim: int,
+        channel_agnostic: bool = False,
+        steps: int = 0,
+        weight_norm: str = "sigmoid_sum",
+    ):
+        super().__init__()
+        self.steps = steps
+        self.weight_norm = weight_norm
+        self.tower = conv_tower(in_channels, tower_dim, tower_convs)
+        weight_channels = 1 if channel_agnostic else latent_dim
+        self.weights = Conv2d(tower_dim, weight_channels * _TAPS, kernel_size=1)
+        weight_init.c2_xavier_fill(self.weights)
+        self.encoder = plain_convs([1, latent_dim, latent_dim, latent_dim])
+        self.decoder = plain_convs([latent_dim, latent_dim, latent_dim, 1])
+
+    def forward(self, features: Tensor, saliency: Tensor) -> Tensor:
+        """Shape activation logits.
+
+        Args:
+            features: float [R, C, P, P], RoI features.
+            saliency: float [R, 1, P, P], logits of the region's class.
+
+        Returns:
+            float [R, 1, P, P].
+        """
+        weights = self.weights(self.tower(features))
+        steps = self.steps or max(saliency.shape[-2:])
+        latent = message_passing(self.encoder(saliency), weights, steps, norm=self.weight_norm)
+        return self.decoder(latent)
+
+
+class ActivationEmbedding(nn.Module):
+    """The released code's fusion: normalise the activation to [0, 1] and embed it.
+
+    [R, 1, P, P] logits to [R, dim, P, P].
+    """
+
+    def __init__(self, dim: int, num_convs: int):
+        super().__init__()
+        self.convs = plain_convs([1] + [dim] * num_convs)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        shape = activation.relu()
+        return self.convs(shape / (shape.amax(dim=(2, 3), keepdim=True) + _MAX_EPS))
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class ShapePropMaskHead(RegionMaskHead):
+    """ShapeProp in front of a fully convolutional mask head.
+
+    Args:
+        input_shape: shape of the RoI features (channels, P, P).
+        num_classes: number of foreground classes K.
+        num_outputs: 1 for class-agnostic masks (the paper's), else K.
+        conv_dim, num_convs, norm: the mask trunk, as in the fully convolutional head.
+        latent_dim, channel_agnostic, steps, weight_norm: see :class:`ShapeActivation`.
+        tower_dim, tower_convs: both towers.
+        activating_kind: see :func:`activating_loss`.
+        fusion: "embed" or "concat".
+        embed_dim, embed_convs: of fusion "embed".
+        activating_weight, propagating_weight: weights of the two losses.
+        **kwargs: see :class:`RegionMaskHead`.
+    """
+
+    uses_sampled = True
+    has_shape_prior = True
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        num_outputs: int,
+        conv_dim: int,
+        num_convs: int,
+        norm: str,
+        tower_dim: int,
+        tower_convs: int,
+        latent_dim: int,
+        channel_agnostic: bool,
+        steps: int,
+        weight_norm: str,
+        activating_kind: str,
+        fusion: str,
+        embed_dim: int,
+        embed_convs: int,
+        activating_weight: float,
+        propagating_weight: float,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        channels = input_shape.channels
+        self.activating_kind = activating_kind
+        self.activating_weight = activating_weight
+        self.propagating_weight = propagating_weight
+        self.saliency_tower = conv_tower(channels, tower_dim, tower_convs)
+        self.saliency_classifier = Conv2d(tower_dim, num_classes + 1, kernel_size=1)
+        weight_init.c2_xavier_fill(self.saliency_classifier)
+        self.shape_activation = ShapeActivation(
+            channels,
+            tower_dim=tower_dim,
+            tower_convs=tower_convs,
+            latent_dim=latent_dim,
+            channel_agnostic=channel_agnostic,
+            steps=steps,
+            weight_norm=weight_norm,
+        )
+        if fusion == "embed":
+            self.embedding: nn.Module = ActivationEmbedding(embed_dim, embed_convs)
+            prior_dim = embed_dim
+        else:
+            self.embedding = nn.Sigmoid()
+            prior_dim = 1
+        self.trunk = conv_tower(channels + prior_dim, conv_dim, num_convs, norm)
+        self.predictor = UpsamplePredictor(
+            conv_dim if num_convs else channels + prior_dim, conv_dim, num_outputs
+        )
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.SHAPEPROP
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        for key, choices in _CHOICES.items():
+            if node[key] not in choices:
+                raise UserError(
+                    f"PSIS.SHAPEPROP.{key} is '{node[key]}'; choose one of {', '.join(choices)}."
+                )
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "num_classes": num_classes,
+            "num_outputs": 1 if head.CLS_AGNOSTIC_MASK else num_classes,
+            "conv_dim": head.CONV_DIM,
+            "num_convs": head.NUM_CONV,
+            "norm": head.NORM,
+            "tower_dim": node.TOWER_DIM,
+            "tower_convs": node.TOWER_CONVS,
+            "latent_dim": node.LATENT_DIM,
+            "channel_agnostic": node.CHANNEL_AGNOSTIC,
+            "steps": node.STEPS,
+            "weight_norm": node.WEIGHT_NORM,
+            "activating_kind": node.ACTIVATING_LOSS,
+            "fusion": node.FUSION,
+            "embed_dim": node.EMBED_DIM,
+            "embed_convs": node.EMBED_CONVS,
+            "activating_weight": node.ACTIVATING_WEIGHT,
+            "propagating_weight": node.PROPAGATING_WEIGHT,
+        }
+
+    def class_saliency(self, features: Tensor) -> Tensor:
+        """Saliency logits of every class, float [N, K + 1, P, P], background last."""
+        return self.saliency_classifier(self.saliency_tower(features))
+
+    def activate_shapes(self, context: RegionContext, class_saliency: Tensor) -> Tensor:
+        """Shape activation logits [R, 1, P, P] from the regions' class saliency [R, K + 1, P, P]."""
+        rows = torch.arange(len(context), device=class_saliency.device)
+        saliency = class_saliency[rows, context.classes, None]
+        return self.shape_activation(context.features, saliency)
+
+    def fuse(self, context: RegionContext, activation: Tensor) -> Tensor:
+        """Mask logits [R, num_outputs, 2P, 2P] from RoI features and shape activation."""
+        x = self.regularise(context.features)
+        return self.predictor(self.trunk(torch.cat([x, self.embedding(activation)], dim=1)))
+
+    def predict(self, context: RegionContext) -> Tensor:
+        """Mask logits [R, num_outputs, 2P, 2P]."""
+        activation = self.activate_shapes(context, self.class_saliency(context.features))
+        return self.fuse(context, activation)
+
+    def losses(self, context: RegionContext) -> dict[str, Tensor]:
+        """``loss_activating``, ``loss_propagating`` and ``loss_mask``."""
+        sampled = context.sampled
+        sampled_saliency = self.class_saliency(sampled.features)
+        losses = {
+            "loss_activating": self.activating_weight
+            * activating_loss(sampled_saliency, sampled.classes, self.activating_kind)
+        }
+        if len(context) == 0:
+            losses["loss_propagating"] = zero_loss(self.shape_activation)
+            losses["loss_mask"] = zero_loss(self)
+            return losses
+
+        if sampled.rows is None:
+            saliency = self.class_saliency(context.features)
+        else:
+            saliency = sampled_saliency[sampled.rows]
+        activation = self.activate_shapes(context, saliency)
+        targets = context.mask_targets(activation.shape[-1])
+        losses["loss_propagating"] = self.propagating_weight * F.binary_cross_entropy_with_logits(
+            activation[:, 0], targets
+        )
+        losses["loss_mask"] = self.mask_loss(context, self.fuse(context, activation))
+        return losses

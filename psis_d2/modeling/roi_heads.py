@@ -1,0 +1,197 @@
+"""ROI heads for partially annotated masks: choose the regions, hand them to the mask head.
+
+The box branch is Detectron2's. What differs is what the mask head gets: regions whose object has
+a mask, cut from sampled proposals, annotated boxes or jittered annotated boxes (one switch for all
+methods), in one typed :class:`~psis_d2.modeling.context.RegionContext`.
+"""
+
+from psis_d2.errors import UserError
+from psis_d2.modeling.context import RegionContext, SampledRegions
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+MASK_TRAIN_BOXES = ("proposals", "gt", "jittered_gt")
+
+
+def jitter_boxes(boxes: Boxes, std: float, image_size: tuple[int, int]) -> Boxes:
+    """Annotated boxes moved and resized at random (ShapeMask, Kuo et al., ICCV 2019, sec. 3.4).
+
+    The centre moves by a normal shift of `std` box sides, each side is multiplied by the exponential
+    of a normal of the same `std`.
+
+    Args:
+        boxes: N boxes, XYXY pixels.
+        std: standard deviation, in units of the box.
+        image_size: (height, width) that the result is clipped to.
+
+    Returns:
+        N boxes.
+    """
+    tensor = boxes.tensor
+    centre = (tensor[:, :2] + tensor[:, 2:]) / 2
+    size = tensor[:, 2:] - tensor[:, :2]
+    noise = torch.randn(len(tensor), 4, device=tensor.device, dtype=tensor.dtype) * std
+    centre = centre + noise[:, :2] * size
+    size = size * noise[:, 2:].exp()
+    jittered = Boxes(torch.cat([centre - size / 2, centre + size / 2], dim=1))
+    jittered.clip(image_size)
+    # A box that left the image is of no use: take the annotated one instead.
+    return Boxes(torch.where(jittered.nonempty()[:, None], jittered.tensor, tensor))
+
+
+@ROI_HEADS_REGISTRY.register()
+class PartialROIHeads(StandardROIHeads):
+    """Detectron2's standard ROI heads with a mask branch for partial supervision.
+
+    Training targets need ``gt_boxes``, ``gt_classes``, ``gt_masks`` (BitMasks) and ``gt_has_mask``
+    (bool). The mask branch never reads a mask whose ``gt_has_mask`` is false.
+
+    Args:
+        mask_train_boxes: "proposals", "gt" or "jittered_gt".
+        box_jitter_std: see :func:`jitter_boxes`.
+        **kwargs: see Detectron2's ``StandardROIHeads``.
+    """
+
+    @configurable
+    def __init__(
+        self, *, mask_train_boxes: str = "proposals", box_jitter_std: float = 0.1, **kwargs
+    ):
+        super().__init__(**kwargs)
+        if mask_train_boxes not in MASK_TRAIN_BOXES:
+            raise UserError(
+                f"PSIS.MASK_TRAIN_BOXES is '{mask_train_boxes}'; choose one of "
+                f"{', '.join(MASK_TRAIN_BOXES)}."
+            )
+        self.mask_train_boxes = mask_train_boxes
+        self.box_jitter_std = box_jitter_std
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["mask_train_boxes"] = cfg.PSIS.MASK_TRAIN_BOXES
+        ret["box_jitter_std"] = cfg.PSIS.BOX_JITTER_STD
+        return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See Detectron2's ``ROIHeads.forward``; same arguments and results."""
+        if not self.training:
+            detections = self._forward_box(features, proposals)
+            return self.forward_with_given_boxes(features, detections), {}
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        losses = self._forward_box(features, sampled)
+        if self.mask_on:
+            losses.update(self.mask_head(self._training_context(features, sampled, targets)))
+        return sampled, losses
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Sample proposals as Detectron2 does, without copying a full mask for each of them.
+
+        Every sampled proposal gets ``gt_index``, the row of its object in the image's target, and
+        ``gt_has_mask``; ``gt_masks`` stays in the target, where it is cut out on demand.
+        """
+        light = []
+        for target in targets:
+            fields = Instances(target.image_size, **target.get_fields())
+            if fields.has("gt_masks"):
+                fields.remove("gt_masks")
+            fields.gt_index = torch.arange(len(target), device=target.gt_classes.device)
+            light.append(fields)
+        sampled = super().label_and_sample_proposals(proposals, light)
+        for instances in sampled:
+            if not instances.has("gt_index"):  # an image without a single object
+                instances.gt_index = torch.zeros_like(instances.gt_classes)
+                instances.gt_has_mask = torch.zeros_like(instances.gt_classes, dtype=torch.bool)
+        return sampled
+
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Test time: add ``pred_masks`` to instances with ``pred_boxes`` and ``pred_classes``."""
+        if not self.mask_on:
+            return instances
+        pool = self._pool_from(features)
+        return self.mask_head(
+            RegionContext(
+                regions=instances,
+                features=pool([x.pred_boxes for x in instances]),
+                pool=pool,
+                box_predictor=self.box_predictor,
+            )
+        )
+
+    def _pool_from(self, features: dict[str, Tensor]):
+        maps = [features[name] for name in self.mask_in_features]
+        return lambda boxes: self.mask_pooler(maps, boxes)
+
+    def _training_context(
+        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> RegionContext:
+        pool = self._pool_from(features)
+        annotated_only = self.mask_head.trains_on == "annotated"
+        samples, sampled_features = None, None
+        if self.mask_head.uses_sampled:
+            sampled_features = pool([x.proposal_boxes for x in sampled])
+
+        if self.mask_train_boxes == "proposals":
+            keeps = [self._trainable(x, annotated_only) for x in sampled]
+            regions = [x[keep] for x, keep in zip(sampled, keeps, strict=True)]
+            rows = cat(keeps).nonzero()[:, 0]
+        else:
+            regions = self._regions_from_annotations(targets, annotated_only)
+            rows = None
+
+        if sampled_features is not None:
+            classes = cat([x.gt_classes for x in sampled])
+            samples = SampledRegions(sampled_features, classes, rows)
+        if sampled_features is not None and rows is not None:
+            region_features = sampled_features[rows]
+        else:
+            region_features = pool([x.proposal_boxes for x in regions])
+        return RegionContext(
+            regions=regions,
+            features=region_features,
+            pool=pool,
+            box_predictor=self.box_predictor,
+            targets=targets,
+            sampled=samples,
+        )
+
+    def _trainable(self, instances: Instances, annotated_only: bool) -> Tensor:
+        """bool [N]: foreground, and mask-annotated where the mask head asks for it."""
+        classes = instances.gt_classes
+        keep = (classes >= 0) & (classes < self.num_classes)
+        return keep & instances.gt_has_mask if annotated_only else keep
+
+    def _regions_from_annotations(
+        self, targets: list[Instances], annotated_only: bool
+    ) -> list[Instances]:
+        """Annotated boxes as regions, jittered if so configured."""
+        regions = []
+        for target in targets:
+            boxes = target.gt_boxes
+            if self.mask_train_boxes == "jittered_gt":
+                boxes = jitter_boxes(boxes, self.box_jitter_std, target.image_size)
+            region = Instances(
+                target.image_size,
+                proposal_boxes=boxes,
+                gt_boxes=target.gt_boxes,
+                gt_classes=target.gt_classes,
+                gt_has_mask=target.gt_has_mask,
+                gt_index=torch.arange(len(target), device=target.gt_classes.device),
+            )
+            regions.append(region[self._trainable(region, annotated_only)])
+        return regions

@@ -1,0 +1,86 @@
+"""Small models and batches for tests: a config of two seconds, and images with partial masks."""
+
+from pathlib import Path
+
+import psis_d2.modeling  # noqa: F401  (registers heads)
+from psis_d2.config import add_psis_config
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHAPEPROP = ("MODEL.ROI_MASK_HEAD.NAME", "ShapePropMaskHead")
+
+
+def tiny_config(*overrides, config: str = "quick/Base-shapes.yaml") -> CfgNode:
+    """A config of `configs/` on the CPU, narrow enough for a unit test.
+
+    Args:
+        *overrides: KEY, VALUE, KEY, VALUE, ... as on the command line.
+        config: the file, relative to `configs/`.
+    """
+    cfg = get_cfg()
+    add_psis_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / config))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 16])
+    cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32])
+    cfg.merge_from_list(["PSIS.SHAPEPROP.TOWER_DIM", 16, "PSIS.SHAPEPROP.EMBED_DIM", 8])
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def tiny_model(*overrides, seed: int = 0) -> torch.nn.Module:
+    """A randomly initialised model of :func:`tiny_config`, in training mode."""
+    torch.manual_seed(seed)
+    return build_model(tiny_config(*overrides))
+
+
+def partial_batch(
+    has_mask: list[list[bool]], seed: int = 0, size: int = 64, garbage_seed: int | None = None
+) -> list[dict]:
+    """Images with random rectangles as objects, some of them mask-annotated.
+
+    Args:
+        has_mask: one list an image, one entry an object.
+        seed: of images, boxes, classes and masks.
+        size: image side in pixels.
+        garbage_seed: fill the masks that training must not see with noise of this seed; None
+            leaves them empty, as the data loader does.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for index, flags in enumerate(has_mask):
+        n = len(flags)
+        corner = torch.rand(n, 2, generator=generator) * size * 0.5
+        side = size * (0.25 + 0.25 * torch.rand(n, 2, generator=generator))
+        boxes = Boxes(torch.cat([corner, corner + side], dim=1))
+        masks = torch.zeros(n, size, size, dtype=torch.bool)
+        for k, (x0, y0, x1, y1) in enumerate(boxes.tensor.round().int().tolist()):
+            if flags[k]:
+                masks[k, y0 : (y0 + y1) // 2, x0:x1] = True  # the upper half of the box
+            elif garbage_seed is not None:
+                noise = torch.Generator().manual_seed(garbage_seed + k)
+                masks[k] = torch.rand(size, size, generator=noise) > 0.5
+        instances = Instances((size, size))
+        instances.gt_boxes = boxes
+        instances.gt_classes = torch.randint(0, 20, (n,), generator=generator)
+        instances.gt_masks = BitMasks(masks)
+        instances.gt_has_mask = torch.tensor(flags, dtype=torch.bool)
+        image = torch.randint(0, 256, (3, size, size), generator=generator).to(torch.uint8)
+        batch.append(
+            {"image": image, "height": size, "width": size, "image_id": index}
+            | {"instances": instances}
+        )
+    return batch
+
+
+def training_losses(model: torch.nn.Module, batch: list[dict], seed: int = 0) -> dict:
+    """The losses of one training forward with every random choice fixed."""
+    from detectron2.utils.events import EventStorage
+
+    model.train()
+    torch.manual_seed(seed)
+    with EventStorage():
+        return model(batch)

@@ -1,0 +1,195 @@
+"""The mask branch under partial supervision: what it sees, what it must not see."""
+
+import psis_d2  # noqa: F401
+from psis_d2.errors import UserError
+from psis_d2.modeling.roi_heads import MASK_TRAIN_BOXES, jitter_boxes
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from model_builders import SHAPEPROP, partial_batch, tiny_model, training_losses
+
+HEADS = {"fcn": (), "shapeprop": SHAPEPROP}
+MIXED = [[True, False, True], [False, True]]
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    return HEADS[request.param]
+
+
+@pytest.mark.parametrize("boxes", MASK_TRAIN_BOXES)
+def test_garbage_in_unseen_masks_changes_no_loss(head, boxes):
+    model = tiny_model(*head, "PSIS.MASK_TRAIN_BOXES", boxes)
+    clean = training_losses(model, partial_batch(MIXED))
+    dirty = training_losses(model, partial_batch(MIXED, garbage_seed=5))
+    assert clean.keys() == dirty.keys()
+    for name in clean:
+        assert torch.equal(clean[name], dirty[name]), name
+    # ... while the masks that count do count:
+    flipped = partial_batch(MIXED)
+    for image in flipped:
+        seen = image["instances"].gt_has_mask
+        image["instances"].gt_masks.tensor[seen] ^= True
+    assert not torch.equal(training_losses(model, flipped)["loss_mask"], clean["loss_mask"])
+
+
+@pytest.mark.parametrize("boxes", MASK_TRAIN_BOXES)
+@pytest.mark.parametrize("has_mask", ([[False, False], [False]], [[], []]), ids=["boxes", "empty"])
+def test_batch_without_masks_trains_every_parameter(head, boxes, has_mask):
+    model = tiny_model(*head, "PSIS.MASK_TRAIN_BOXES", boxes)
+    losses = training_losses(model, partial_batch(has_mask))
+    assert losses["loss_mask"].item() == 0
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    trunk = model.roi_heads.mask_head.trunk.parameters()
+    assert all(p.grad.eq(0).all() for p in trunk)
+
+
+def regions_of(model, batch):
+    """The regions that the mask head is trained on, by a spy in its place."""
+    seen = []
+    head = model.roi_heads.mask_head
+    original = head.losses
+    head.losses = lambda context: (seen.append(context), original(context))[1]
+    training_losses(model, batch)
+    head.losses = original
+    return seen[0]
+
+
+def test_ground_truth_boxes_are_the_annotated_objects_in_order():
+    batch = partial_batch(MIXED)
+    context = regions_of(tiny_model("PSIS.MASK_TRAIN_BOXES", "gt"), batch)
+    for item, regions in zip(batch, context.regions, strict=True):
+        truth = item["instances"][item["instances"].gt_has_mask]
+        assert torch.equal(regions.proposal_boxes.tensor, truth.gt_boxes.tensor)
+        assert torch.equal(regions.gt_classes, truth.gt_classes)
+
+
+def test_proposals_are_foreground_with_a_mask_and_their_targets_match_their_object():
+    context = regions_of(tiny_model(), partial_batch(MIXED))
+    assert len(context) > 0
+    assert context.has_mask.all()
+    assert context.classes.max() < 20
+    for regions, target in zip(context.regions, context.targets, strict=True):
+        assert torch.equal(regions.gt_boxes.tensor, target.gt_boxes.tensor[regions.gt_index])
+    copied = [
+        target.gt_masks[regions.gt_index].crop_and_resize(regions.proposal_boxes.tensor, 28)
+        for regions, target in zip(context.regions, context.targets, strict=True)
+    ]
+    assert torch.equal(context.mask_targets(28).bool(), torch.cat(copied))
+
+
+def test_jitter_moves_boxes_and_keeps_them_in_the_image():
+    torch.manual_seed(0)
+    boxes = Boxes(torch.tensor([[10.0, 10, 30, 50]]).repeat(4000, 1))
+    moved = jitter_boxes(boxes, 0.1, (64, 48)).tensor
+    assert (moved >= 0).all()
+    assert (moved[:, 2] <= 48).all()
+    assert (moved[:, 3] <= 64).all()
+    inside = (moved[:, 0] > 0) & (moved[:, 2] < 48) & (moved[:, 1] > 0) & (moved[:, 3] < 64)
+    centre = ((moved[:, 0] + moved[:, 2]) / 2)[inside]
+    assert centre.std().item() == pytest.approx(0.1 * 20, rel=0.1)  # sd of .1 times the width
+    assert torch.equal(jitter_boxes(boxes, 0.0, (64, 48)).tensor, boxes.tensor)
+
+
+def test_jitter_keeps_a_box_that_would_leave_the_image():
+    torch.manual_seed(0)
+    boxes = Boxes(torch.tensor([[0.0, 0, 4, 4]]).repeat(200, 1))
+    assert jitter_boxes(boxes, 3.0, (64, 64)).nonempty().all()
+
+
+def test_given_boxes_get_masks(head):
+    model = tiny_model(*head).eval()
+    batch = partial_batch([[True, True], []])
+    given = [
+        Instances(
+            item["instances"].image_size,
+            pred_boxes=item["instances"].gt_boxes,
+            pred_classes=item["instances"].gt_classes,
+            scores=torch.ones(len(item["instances"])),
+        )
+        for item in batch
+    ]
+    with torch.no_grad():
+        outputs = model.inference(batch, given)
+    assert outputs[0]["instances"].pred_masks.shape == (2, 64, 64)
+    assert outputs[1]["instances"].pred_masks.shape == (0, 64, 64)
+
+
+def test_no_detection_at_all(head):
+    model = tiny_model(*head, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0).eval()
+    with torch.no_grad():
+        output = model(partial_batch([[]]))[0]["instances"]
+    assert len(output) == 0
+    assert output.pred_masks.shape == (0, 64, 64)
+
+
+def test_channel_dropout_acts_in_training_only(head):
+    batch = partial_batch(MIXED)
+    plain = training_losses(tiny_model(*head), batch)["loss_mask"]
+    noisy_model = tiny_model(*head, "PSIS.ROI_CHANNEL_DROPOUT", 0.5)
+    assert not torch.equal(training_losses(noisy_model, batch)["loss_mask"], plain)
+    regularise = noisy_model.roi_heads.mask_head.regularise
+    x = torch.randn(3, 16, 14, 14)
+    dropped = regularise(x)
+    zero = dropped.eq(0).all(dim=(2, 3))
+    assert zero.any()
+    assert torch.allclose(dropped[~zero], 2 * x[~zero])
+    assert torch.equal(regularise.eval()(x), x)
+
+
+def test_feature_drop_takes_whole_regions_unscaled():
+    head = tiny_model(*SHAPEPROP, "PSIS.ROI_FEATURE_DROP", 0.5).roi_heads.mask_head
+    x = torch.randn(400, 2, 3, 3)
+    torch.manual_seed(1)
+    y = head.regularise.train()(x)
+    dropped = y.eq(0).all(dim=(1, 2, 3))
+    assert torch.equal(y[~dropped], x[~dropped])
+    assert 140 < dropped.sum() < 260
+    assert torch.equal(head.regularise.eval()(x), x)
+
+
+def test_feature_drop_needs_a_shape_prior():
+    with pytest.raises(UserError, match="ROI_FEATURE_DROP is 0.5.*FCNMaskHead has no shape prior"):
+        tiny_model("PSIS.ROI_FEATURE_DROP", 0.5)
+
+
+def test_unknown_training_boxes():
+    with pytest.raises(UserError, match="'boxes'; choose one of proposals, gt, jittered_gt"):
+        tiny_model("PSIS.MASK_TRAIN_BOXES", "boxes")
+
+
+def test_more_convolutions_make_a_deeper_head():
+    def convs(model):
+        return sum(isinstance(m, torch.nn.Conv2d) for m in model.roi_heads.mask_head.modules())
+
+    assert convs(tiny_model("MODEL.ROI_MASK_HEAD.NUM_CONV", 8)) - convs(tiny_model()) == 4
+
+
+def test_class_specific_head_has_an_output_for_each_class():
+    model = tiny_model("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)
+    assert model.roi_heads.mask_head.predictor[-1].out_channels == 20
+    losses = training_losses(model, partial_batch(MIXED))
+    assert losses["loss_mask"].item() == pytest.approx(0.693, abs=0.01)
+
+
+def test_proposals_carry_no_copy_of_the_masks():
+    model = tiny_model()
+    batch = partial_batch(MIXED)
+    targets = [item["instances"] for item in batch]
+    proposals = [
+        Instances(
+            (64, 64), proposal_boxes=t.gt_boxes.clone(), objectness_logits=torch.zeros(len(t))
+        )
+        for t in targets
+    ]
+    with EventStorage():
+        sampled = model.roi_heads.label_and_sample_proposals(proposals, targets)
+    assert not any(x.has("gt_masks") for x in sampled)
+    assert all(x.has("gt_index") and x.has("gt_has_mask") for x in sampled)
+    assert all(t.has("gt_masks") for t in targets)

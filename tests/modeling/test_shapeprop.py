@@ -1,0 +1,128 @@
+"""ShapeProp: losses by hand, which regions propagate, where gradients go."""
+
+import math
+
+import psis_d2  # noqa: F401
+from psis_d2.modeling.mask_heads import shapeprop
+from psis_d2.modeling.mask_heads.shapeprop import ActivationEmbedding, activating_loss
+
+import pytest
+import torch
+
+from model_builders import SHAPEPROP, partial_batch, tiny_model, training_losses
+
+MIXED = [[True, False, True], [False, True]]
+
+
+def test_activating_loss_is_cross_entropy_of_the_mean_saliency():
+    # Two classes and background; one region of class 1 whose maps average to (0, 2, 0).
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 1] = torch.tensor([[0.0, 4.0], [4.0, 0.0]])
+    expected = -math.log(math.exp(2) / (2 + math.exp(2)))
+    loss = activating_loss(logits, torch.tensor([1]))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_signed_mean_is_equation_3():
+    # Region 0 is a positive bag of class 0 (mean 1) and a negative one of class 1 (mean 3); region
+    # 1 is background, a negative bag of both (means 2 and 5). Background's own map takes no part.
+    logits = torch.zeros(2, 3, 2, 2)
+    logits[0, 0], logits[0, 1] = 1.0, 3.0
+    logits[1, 0], logits[1, 1], logits[1, 2] = 2.0, 5.0, 100.0
+    loss = activating_loss(logits, torch.tensor([0, 2]), "signed_mean")
+    assert loss.item() == pytest.approx((-1 + 3 + 2 + 5) / 4)
+
+
+def test_embedding_sees_the_activation_normalised_to_its_maximum():
+    embedding = ActivationEmbedding(dim=4, num_convs=2)
+    activation = torch.randn(3, 1, 5, 5)
+    assert torch.allclose(embedding(activation), embedding(10 * activation), atol=1e-4)
+    # nothing positive: the embedding of zeros, not of a division by zero
+    assert torch.equal(embedding(-activation.abs()), embedding(torch.zeros(3, 1, 5, 5)))
+
+
+@pytest.mark.parametrize("boxes", ["proposals", "gt"])
+def test_propagation_runs_for_used_regions_only(monkeypatch, boxes):
+    rows = []
+
+    def spy(m0, weights, steps, norm):
+        rows.append((m0.shape, weights.shape, steps, norm))
+        return m0
+
+    monkeypatch.setattr(shapeprop, "message_passing", spy)
+    model = tiny_model(*SHAPEPROP, "PSIS.MASK_TRAIN_BOXES", boxes, "PSIS.SHAPEPROP.LATENT_DIM", 3)
+    batch = partial_batch(MIXED)
+    seen = []
+    head = model.roi_heads.mask_head
+    original = head.losses
+    head.losses = lambda context: (seen.append(context), original(context))[1]
+    training_losses(model, batch)
+    context = seen[0]
+    assert len(context) < len(context.sampled.classes)
+    assert (context.sampled.classes == 20).any()  # background regions teach the saliency
+    expected = ((len(context), 3, 14, 14), (len(context), 27, 14, 14), 14, "sigmoid_sum")
+    assert rows == [expected]
+
+
+def test_sampled_rows_are_the_regions():
+    """Reusing the samples' saliency gives what computing it from the regions would."""
+    model = tiny_model(*SHAPEPROP)
+    head = model.roi_heads.mask_head
+    seen = []
+    original = head.losses
+    head.losses = lambda context: (seen.append(context), original(context))[1]
+    training_losses(model, partial_batch(MIXED))
+    context = seen[0]
+    again = context.pool([x.proposal_boxes for x in context.regions])
+    assert torch.equal(context.features, again)
+    assert torch.equal(context.sampled.classes[context.sampled.rows], context.classes)
+    reused = head.class_saliency(context.sampled.features)[context.sampled.rows]
+    torch.testing.assert_close(reused, head.class_saliency(again))
+
+
+def test_no_gradient_is_stopped():
+    model = tiny_model(*SHAPEPROP)
+    # The predictor starts near zero; without this the gradients are small enough to vanish.
+    torch.nn.init.normal_(model.roi_heads.mask_head.predictor[-1].weight, std=1.0)
+    losses = training_losses(model, partial_batch(MIXED))
+    losses["loss_mask"].backward()
+    head = model.roi_heads.mask_head
+    parts = (head.saliency_classifier, head.shape_activation.weights, head.saliency_tower)
+    for part in parts:
+        assert any(p.grad.abs().max() > 0 for p in part.parameters())
+
+
+def test_saliency_learns_from_boxes_alone():
+    model = tiny_model(*SHAPEPROP)
+    losses = training_losses(model, partial_batch([[False, False], [False]]))
+    losses["loss_activating"].backward()
+    assert model.roi_heads.mask_head.saliency_classifier.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "weight_channels", "prior_channels"),
+    [
+        ((), 8 * 9, 8),
+        (("PSIS.SHAPEPROP.CHANNEL_AGNOSTIC", True), 9, 8),
+        (("PSIS.SHAPEPROP.FUSION", "concat"), 8 * 9, 1),
+        (("PSIS.SHAPEPROP.WEIGHT_NORM", "softmax"), 8 * 9, 8),
+        (("PSIS.SHAPEPROP.ACTIVATING_LOSS", "signed_mean"), 8 * 9, 8),
+    ],
+    ids=["released", "channel_agnostic", "concat", "softmax", "signed_mean"],
+)
+def test_variants_train(override, weight_channels, prior_channels):
+    model = tiny_model(*SHAPEPROP, *override)
+    head = model.roi_heads.mask_head
+    assert head.shape_activation.weights.out_channels == weight_channels
+    assert head.trunk[0].in_channels == 16 + prior_channels
+    losses = training_losses(model, partial_batch(MIXED))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("key", ["WEIGHT_NORM", "FUSION", "ACTIVATING_LOSS"])
+def test_unknown_variant_is_a_clear_error(key):
+    from psis_d2.errors import UserError
+
+    with pytest.raises(UserError, match=f"PSIS.SHAPEPROP.{key} is 'other'; choose one of"):
+        tiny_model(*SHAPEPROP, f"PSIS.SHAPEPROP.{key}", "other")
