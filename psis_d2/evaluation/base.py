@@ -1,0 +1,150 @@
+"""What the evaluators share: collecting predictions from all processes, and the groups."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+
+from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+class PredictionCollector(DatasetEvaluator, ABC):
+    """An evaluator that keeps every image's predictions in COCO's result format.
+
+    Args:
+        dataset_name: a registered COCO-format data set.
+        seen_ids: contiguous ids of the categories whose masks training may see.
+        output_dir: where the json files go; None writes none.
+        distributed: gather the predictions of all processes; otherwise each evaluates its own.
+        max_dets: highest-scored detections per image and category that count.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_name: str,
+        seen_ids: Collection[int],
+        output_dir: str | None = None,
+        distributed: bool = True,
+        max_dets: int = 100,
+    ):
+        self.dataset_name = dataset_name
+        self.seen_ids = sorted(seen_ids)
+        self.output_dir = output_dir
+        self.distributed = distributed
+        self.max_dets = max_dets
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._of_image = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Keep the predictions of a batch.
+
+        Args:
+            inputs: dicts with ``image_id``.
+            outputs: dicts with ``instances`` in the original image's frame: ``pred_boxes``,
+                ``scores``, ``pred_classes`` and, unless the model predicts boxes only,
+                ``pred_masks`` (bool [N, height, width]).
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            if instances.has("pred_masks"):
+                # NumPy 2 warns about every tensor that Detectron2 makes an array of.
+                instances.pred_masks = instances.pred_masks.numpy()
+            self._of_image[item["image_id"]] = self.to_records(instances, item["image_id"])
+
+    def to_records(self, instances, image_id) -> list[dict]:
+        """One image's predictions as dicts in COCO's result format, categories contiguous."""
+        return instances_to_coco_json(instances, image_id)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """The results of all processes' predictions.
+
+        Returns:
+            {task: {metric: value}} on the main process, {} on the others.
+
+        Raises:
+            UserError: the predictions cannot belong to this data set.
+        """
+        of_image = self._of_image
+        if self.distributed:
+            comm.synchronize()
+            gathered = comm.gather(self._of_image, dst=0)
+            if not comm.is_main_process():
+                return {}
+            # By image, so that one that two processes saw does not count twice.
+            of_image = {key: value for part in gathered for key, value in part.items()}
+        truth = load_ground_truth(self.dataset_name)
+        records = [record for part in of_image.values() for record in part]
+        truth.check_predictions(records)
+        if len(of_image) < len(truth.image_sizes):
+            logger.warning(
+                "%s: predictions for %d of %d images; the objects of the others count as missed.",
+                *(self.dataset_name, len(of_image), len(truth.image_sizes)),
+            )
+        return self.evaluate_records(truth, records)
+
+    @abstractmethod
+    def evaluate_records(self, truth: GroundTruth, records: list[dict]) -> dict:
+        """The results of predictions that :meth:`to_records` made. On the main process only."""
+
+    def save(self, file_name: str, content, indent: int | None = None) -> None:
+        """Write a json file into the output folder, if there is one."""
+        if self.output_dir:
+            write_json(os.path.join(self.output_dir, file_name), content, indent)
+
+
+def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[int]]:
+    """Contiguous category ids of ``seen``, ``unseen`` and ``all``; an empty group is left out.
+
+    Raises:
+        ValueError: a seen id is no category.
+    """
+    strays = [i for i in seen_ids if not 0 <= i < num_classes]
+    if strays:
+        raise ValueError(f"seen_ids {strays} are no categories: there are {num_classes}")
+    everything = list(range(num_classes))
+    groups = {
+        "seen": [i for i in everything if i in seen_ids],
+        "unseen": [i for i in everything if i not in seen_ids],
+        "all": everything,
+    }
+    for name in [name for name, ids in groups.items() if not ids]:
+        del groups[name]
+        logger.info("No category is %s, so there are no results on %s ones.", name, name)
+    return groups
+
+
+def write_json(path: str, content, indent: int | None = None) -> None:
+    """Write a json file as a whole or not at all. Numbers that are not finite become null."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    unfinished = f"{path}.{os.getpid()}.part"
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            json.dump(_plain(content), file, allow_nan=False, indent=indent)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unfinished)
+        raise
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,187 @@
+"""The ground truth as evaluation sees it: every instance has a box, some have a mask."""
+
+import json
+import logging
+from dataclasses import dataclass
+
+from psis_d2.data.build import get_class_names, get_dataset_dicts
+from psis_d2.errors import UserError
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from pycocotools import mask as mask_util
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotations of one data set, cleaned for the COCO code.
+
+    What is no mask for training (missing, null, empty, malformed) is none here either.
+
+    Attributes:
+        dataset_name: Detectron2's name of the data set.
+        class_names: by contiguous category id.
+        json_ids: category id in the annotation file, by contiguous category id.
+        image_sizes: {image id: (height, width)} in pixels.
+        annotations: dicts with ``image_id``, ``id`` (as in the file), ``category_id``
+            (contiguous), ``bbox`` (XYWH pixels), ``area`` (pixels), ``iscrowd`` (0 or 1), and, only
+            where there is a usable mask, ``segmentation`` (compressed RLE).
+    """
+
+    dataset_name: str
+    class_names: list[str]
+    json_ids: list[int]
+    image_sizes: dict
+    annotations: list[dict]
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Instances and instances with a mask, each int [C] by category. Crowds do not count."""
+        instances = np.zeros(len(self.class_names), dtype=np.int64)
+        masked = np.zeros_like(instances)
+        for annotation in self.annotations:
+            if not annotation["iscrowd"]:
+                instances[annotation["category_id"]] += 1
+                masked[annotation["category_id"]] += "segmentation" in annotation
+        return instances, masked
+
+    def log_masks(self) -> int:
+        """Say once how much of the ground truth masks are measured on.
+
+        Returns:
+            The number of instances with a mask.
+        """
+        instances, masked = (int(count.sum()) for count in self.counts())
+        if masked:
+            logger.info(
+                "%s: masks are measured on %d of %d instances; %d without a mask are set aside.",
+                *(self.dataset_name, masked, instances, instances - masked),
+            )
+        else:
+            logger.warning(
+                "%s: none of the %d annotated instances has a mask, so masks are not measured.",
+                *(self.dataset_name, instances),
+            )
+        return masked
+
+    def check_predictions(self, detections: list[dict]) -> None:
+        """Make sure that predictions are of this data set's images, sizes and categories.
+
+        The COCO code gives masks of different sizes no overlap and says nothing.
+
+        Args:
+            detections: COCO-format results with contiguous category ids.
+
+        Raises:
+            UserError: they are not.
+        """
+        for detection in detections:
+            image_id = detection["image_id"]
+            if image_id not in self.image_sizes:
+                raise UserError(
+                    f"There are predictions for image {image_id}, which the annotation file of "
+                    f"{self.dataset_name} does not list; evaluate on the data set that was loaded."
+                )
+            if detection["category_id"] >= len(self.class_names):
+                raise UserError(
+                    f"The model predicts category number {detection['category_id']}, but "
+                    f"{self.dataset_name} has only {len(self.class_names)} categories (counted "
+                    "from 0); use the model's own data set or number of classes."
+                )
+            if "segmentation" not in detection:
+                continue
+            predicted, listed = detection["segmentation"]["size"], self.image_sizes[image_id]
+            if tuple(predicted) != listed:
+                raise UserError(
+                    f"Image {image_id} of {self.dataset_name} is {predicted[1]}x{predicted[0]} "
+                    f"pixels, but its annotation file says {listed[1]}x{listed[0]}; correct "
+                    "'width' and 'height' there."
+                )
+
+
+def load_ground_truth(dataset_name: str) -> GroundTruth:
+    """Read the annotations of a registered data set.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    records = get_dataset_dicts(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    class_names = get_class_names(dataset_name)
+    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    if to_contiguous is None:
+        to_contiguous = {i: i for i in range(len(class_names))}
+    areas = _listed_areas(metadata.get("json_file"))
+    annotations = []
+    for record in records:
+        for raw in record.get("annotations", ()):
+            annotation = _encode(raw, record)
+            annotation["area"] = areas.get((record["image_id"], raw["id"])) or _area(annotation)
+            annotations.append(annotation)
+    return GroundTruth(
+        dataset_name=dataset_name,
+        class_names=class_names,
+        json_ids=sorted(to_contiguous, key=to_contiguous.get),
+        image_sizes={record["image_id"]: (record["height"], record["width"]) for record in records},
+        annotations=annotations,
+    )
+
+
+def box_region(bbox: list[float], height: int, width: int) -> dict:
+    """The pixels of a box, cut at the image's border.
+
+    Args:
+        bbox: XYWH in pixels.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        Compressed RLE of size ``height`` x ``width``.
+    """
+    boxes = np.array([bbox], dtype=np.float64)
+    return mask_util.frPyObjects(boxes, height, width)[0]
+
+
+def _listed_areas(json_file: str | None) -> dict[tuple, float]:
+    """{(image id, annotation id): area} of an annotation file, where it is a positive number.
+
+    COCO sorts objects into small, medium and large by the area that the file lists, which differs a
+    little from the number of pixels.
+    """
+    if json_file is None:
+        return {}
+    with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
+        listed = json.load(file)["annotations"]
+    return {
+        (annotation["image_id"], annotation["id"]): annotation["area"]
+        for annotation in listed
+        if isinstance(annotation.get("area"), (int, float)) and annotation["area"] > 0
+    }
+
+
+def _encode(raw: dict, record: dict) -> dict:
+    """A standard annotation with an XYWH box and, if it has a mask, an RLE."""
+    annotation = {
+        "image_id": record["image_id"],
+        "id": raw["id"],
+        "category_id": raw["category_id"],
+        "bbox": list(BoxMode.convert(raw["bbox"], raw["bbox_mode"], BoxMode.XYWH_ABS)),
+        "iscrowd": raw.get("iscrowd", 0),
+    }
+    mask = raw.get("segmentation")
+    if isinstance(mask, list):
+        annotation["segmentation"] = mask_util.merge(
+            mask_util.frPyObjects(mask, record["height"], record["width"])
+        )
+    elif mask is not None:
+        annotation["segmentation"] = mask
+    return annotation
+
+
+def _area(annotation: dict) -> float:
+    if "segmentation" in annotation:
+        return int(mask_util.area(annotation["segmentation"]))
+    return annotation["bbox"][2] * annotation["bbox"][3]

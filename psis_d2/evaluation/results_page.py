@@ -1,0 +1,193 @@
+"""RESULTS.md: one table of methods, their spread over seeds, and the claims that the project makes."""
+
+import datetime
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psis_d2 import __version__
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its results, minutes and commits, an entry a seed (no minutes: no training)."""
+
+    name: str
+    title: str
+    results: Sequence[dict]
+    minutes: Sequence[float]
+    commits: Sequence[str]
+
+    def values(self, task: str, metric: str) -> list[float]:
+        """The metric of every seed; empty where the row was not measured."""
+        return [r[task][metric] for r in self.results if metric in r.get(task, {})]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Seed by seed, the metric of one row exceeds another's by at least `margin` points.
+
+    `better` and `worse` are (row, task); they may be the same row on two sides of the split.
+    """
+
+    better: tuple[str, str]
+    worse: tuple[str, str]
+    metric: str
+    margin: float
+    words: str
+
+    def margins(self, rows: Sequence[Row]) -> list[float] | None:
+        """The difference for every seed, None if a row is not there."""
+        by_name = {row.name: row for row in rows}
+        if self.better[0] not in by_name or self.worse[0] not in by_name:
+            return None
+        better = by_name[self.better[0]].values(self.better[1], self.metric)
+        worse = by_name[self.worse[0]].values(self.worse[1], self.metric)
+        return [a - b for a, b in zip(better, worse, strict=False)]
+
+
+UNSEEN, SEEN = "gtbox_unseen", "gtbox_seen"
+CLAIMS = (
+    Claim(
+        ("oracle", UNSEEN),
+        ("agnostic", UNSEEN),
+        "IoU",
+        10,
+        "The oracle beats the baseline on unseen categories",
+    ),
+    Claim(("oracle", UNSEEN), ("agnostic", UNSEEN), "AP", 13, "... in AP too"),
+    Claim(
+        ("agnostic", SEEN),
+        ("agnostic", UNSEEN),
+        "IoU",
+        7,
+        "The baseline loses on unseen categories",
+    ),
+    Claim(
+        ("oracle", UNSEEN),
+        ("oracle", SEEN),
+        "IoU",
+        -6,
+        "Unseen categories are not harder than seen ones",
+    ),
+    Claim(("oracle", SEEN), ("oracle", UNSEEN), "IoU", -6, "... nor easier"),
+    Claim(
+        ("agnostic_gt", UNSEEN),
+        ("agnostic", UNSEEN),
+        "IoU",
+        2,
+        "Ground-truth training boxes help the baseline",
+    ),
+    Claim(
+        ("shapeprop", UNSEEN),
+        ("agnostic", UNSEEN),
+        "IoU",
+        0,
+        "ShapeProp does not lose against the baseline",
+    ),
+    Claim(
+        ("shapeprop_gt", UNSEEN),
+        ("agnostic", UNSEEN),
+        "IoU",
+        4,
+        "ShapeProp on ground-truth boxes beats the baseline",
+    ),
+)
+
+COLUMNS = (
+    ("IoU seen", SEEN, "IoU"),
+    ("IoU unseen", UNSEEN, "IoU"),
+    ("AP seen", SEEN, "AP"),
+    ("AP unseen", UNSEEN, "AP"),
+    ("mask AP seen", "segm_seen", "AP"),
+    ("mask AP unseen", "segm_unseen", "AP"),
+    ("box AP seen", "bbox_seen", "AP"),
+    ("box AP unseen", "bbox_unseen", "AP"),
+)
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and sample standard deviation; the value alone if there is one, a dash if none."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def hardware() -> str:
+    """The processor or GPU of this machine, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            models = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def render_table(rows: Sequence[Row]) -> str:
+    """The markdown table of the rows."""
+    lines = ["| method | row | " + " | ".join(c[0] for c in COLUMNS) + " | minutes |"]
+    lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 1))
+    for row in rows:
+        cells = [spread(row.values(task, metric)) for _, task, metric in COLUMNS]
+        cells.append(spread(row.minutes) if row.minutes else "-")
+        lines.append(f"| {row.title} | `{row.name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def render_claims(rows: Sequence[Row]) -> str:
+    """The markdown table of the claims: margin asked for, margin of every seed, verdict."""
+    lines = ["| claim | margin asked | margin of each seed | holds |", "|---|---:|---|---|"]
+    for claim in CLAIMS:
+        margins = claim.margins(rows)
+        if not margins:
+            continue
+        holds = "yes" if min(margins) >= claim.margin else "**no**"
+        shown = ", ".join(f"{m:+.1f}" for m in margins)
+        lines.append(f"| {claim.words} ({claim.metric}) | {claim.margin:+d} | {shown} | {holds} |")
+    return "\n".join(lines)
+
+
+def render_page(rows: Sequence[Row], *, seeds: Sequence[int], threads: int, jobs: int) -> str:
+    """The whole of RESULTS.md.
+
+    Args:
+        rows: in the table's order.
+        seeds: training seeds of the runs.
+        threads: threads of each run.
+        jobs: runs side by side.
+    """
+    commits = sorted({commit for row in rows for commit in row.commits})
+    today = datetime.date.today().isoformat()
+    return f"""# Results
+
+Written by `make bench-shapes`; nothing on this page is typed by hand.
+
+{today}, commit {", ".join(commits) or "unknown"}, psis_d2 {__version__}, torch {torch.__version__},
+{hardware()}; {len(seeds)} seeds ({", ".join(map(str, seeds))}), {jobs} runs side by side, {threads} thread(s) each.
+
+## PartialShapes
+
+Synthetic images, 20 categories, masks for ten of them (`configs/quick/`, one schedule for all rows).
+*IoU* and *AP* are measured in the annotations' boxes: IoU is the mean mask IoU of the categories, AP
+the share of instances above IoU .5 to .95. *mask AP* and *box AP* are COCO's, on the model's own
+detections. Mean ± sample standard deviation over seeds, all in percent; seen = masks in training,
+unseen = boxes only. All seeds share one data set, so the spread is that of training alone.
+
+{render_table(rows)}
+
+## What is claimed
+
+Differences in the annotations' boxes, seed by seed; a claim holds if its margin does for every seed.
+
+{render_claims(rows)}
+
+A difference that is not in this list is not claimed.
+"""
