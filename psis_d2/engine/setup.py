@@ -1,0 +1,133 @@
+"""From a command line to a config, a device and a logger."""
+
+import argparse
+import logging
+import os
+
+from psis_d2.config import add_psis_config
+from psis_d2.data.build import get_dataset_dicts
+from psis_d2.data.coco import register_coco_json
+from psis_d2.errors import UserError
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that name COCO-format data by its files."""
+    group = parser.add_argument_group("any COCO-format data set, in place of DATASETS.*")
+    for split in ("train", "val"):
+        group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {split} on")
+        group.add_argument(f"--{split}-images", metavar="FOLDER", help="their images")
+
+
+def choose_gpus(asked: int | None) -> int:
+    """How many GPUs of this machine a run uses.
+
+    Args:
+        asked: ``--num-gpus``, None if it was not given.
+
+    Raises:
+        UserError: if more are asked for than there are.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked is None:
+        if there == 0:
+            print("No CUDA GPU here: running on the CPU (--num-gpus 0 says so without this line).")
+        return min(there, 1)
+    if asked > there:
+        raise UserError(
+            f"--num-gpus {asked} asks for more than the {there} GPU(s) of this machine; lower it "
+            "(0 runs on the CPU)."
+        )
+    return asked
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a command line.
+
+    Args:
+        args: ``config_file``, ``opts``, ``num_gpus`` and the flags of :func:`add_data_arguments`.
+
+    Raises:
+        UserError: for a config file or key that does not exist, and for inconsistent data.
+    """
+    cfg = get_cfg()
+    add_psis_config(cfg)
+    if args.config_file and not os.path.isfile(args.config_file):
+        raise UserError(f"The config file {args.config_file} does not exist; see configs/.")
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        _use_data_files(cfg, args)
+        cfg.merge_from_list(args.opts or [])
+    except (KeyError, ValueError, AssertionError) as error:
+        # yacs: an unknown key, a value of another type, an odd number of words
+        reason = str(error.args[0] if error.args else error).rstrip(".")
+        raise UserError(
+            f"The config cannot be used ({reason}); mend the file or the KEY VALUE pairs."
+        ) from error
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    check_classes(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Point the config at the files of ``--train-json`` and so on, in place."""
+    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+        json_file = getattr(args, f"{split}_json", None)
+        images = getattr(args, f"{split}_images", None)
+        if bool(json_file) != bool(images):
+            raise UserError(f"--{split}-json and --{split}-images belong together; give both.")
+        if json_file:
+            name = f"{split}:{json_file}"
+            register_coco_json(name, json_file, images)
+            get_dataset_dicts(name)  # reads the classes
+            cfg.DATASETS[key] = (name,)
+            num_classes = len(MetadataCatalog.get(name).thing_classes)
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+            cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+            if split == "train":
+                cfg.PSIS.SEEN_CLASSES = "auto"
+    if getattr(args, "train_json", None) and not getattr(args, "val_json", None):
+        logger.warning("No --val-json: nothing will be evaluated.")
+        cfg.DATASETS.TEST = ()
+
+
+def check_classes(cfg: CfgNode) -> None:
+    """All data sets of a config must have the model's number of classes, and the same ones.
+
+    Raises:
+        UserError: if not.
+    """
+    first = None
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = list(MetadataCatalog.get(name).get("thing_classes", []))
+        if not classes:
+            continue
+        if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise UserError(
+                f"The data set {name} has {len(classes)} classes, the model "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES {len(classes)}."
+            )
+        if first is not None and classes != first[1]:
+            differing = [f"{a} / {b}" for a, b in zip(first[1], classes, strict=True) if a != b]
+            raise UserError(
+                f"The data sets {first[0]} and {name} name their classes differently "
+                f"({', '.join(differing[:5])}); make their categories agree."
+            )
+        first = first or (name, classes)
+
+
+def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Output folder, loggers, seeds: Detectron2's set-up, and a logger of our own."""
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psis_d2")

@@ -1,0 +1,185 @@
+"""Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
+
+import logging
+import weakref
+from collections import OrderedDict
+
+from psis_d2.data.build import build_test_loader, build_train_loader, seen_ids_for
+from psis_d2.engine.checkpoint import Checkpointer
+from psis_d2.engine.given_boxes import GivenBoxModel
+from psis_d2.engine.solver import build_optimizer
+from psis_d2.errors import UserError
+from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator, format_results
+from psis_d2.evaluation.base import write_json
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+)
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+TEST_BOXES = {"detected": ("detected",), "gt": ("gt",), "both": ("detected", "gt")}
+
+
+class SeedEachIteration(HookBase):
+    """Makes what an iteration draws a function of its number, so that a resumed run draws the same.
+
+    Args:
+        seed: the run's seed, >= 0.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self):
+        draw = self.trainer.iter * comm.get_world_size() + comm.get_rank()
+        torch.manual_seed((self.seed << 32) + draw)
+
+
+class _LoaderFromIteration:
+    """An iterable that builds its loader when it is first asked, after a resume set the start."""
+
+    def __init__(self, build):
+        self.build = build
+        self.start_iter = 0
+
+    def __iter__(self):
+        yield from self.build(self.start_iter)
+
+
+class Trainer(DefaultTrainer):
+    """Train and evaluate a psis_d2 config.
+
+    A run with ``SEED >= 0`` that is resumed gives the losses of an uninterrupted one. On the CPU
+    it works with any number of (gloo) processes.
+    """
+
+    def __init__(self, cfg):
+        # Not DefaultTrainer.__init__: Detectron2 v0.6 wraps the model for GPUs only.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
+        model = wrap_for_distribution(model)
+        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_type(model, self._loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See Detectron2; the data continues where the checkpoint left it."""
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.warning("No checkpoint in %s to resume from: a new run.", self.cfg.OUTPUT_DIR)
+        super().resume_or_load(resume)
+        self._loader.start_iter = self.start_iter
+
+    def state_dict(self) -> dict:
+        """What a checkpoint holds beside the model. Detectron2 v0.6 leaves the optimizer out."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """The counterpart of :meth:`state_dict`."""
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def build_hooks(self):
+        """Detectron2's hooks, after one that seeds every iteration."""
+        hooks = super().build_hooks()
+        return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+
+    def run_step(self):
+        """One iteration; bad input leaves as an exit, which Detectron2 does not log as a crash."""
+        try:
+            super().run_step()
+        except UserError as error:
+            raise SystemExit(str(error)) from None
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """The training loader from its first iteration."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """The test loader, without annotations."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """See :func:`psis_d2.engine.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected"):
+        """The evaluator of one data set, for detected or given boxes."""
+        kind = GivenBoxEvaluator if boxes == "gt" else PartialCOCOEvaluator
+        return kind(
+            dataset_name=dataset_name,
+            seen_ids=seen_ids_for(cfg),
+            output_dir=f"{cfg.OUTPUT_DIR}/inference",
+            max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None) -> OrderedDict:
+        """Evaluate on ``DATASETS.TEST`` with the boxes that ``TEST.BOXES`` names.
+
+        Returns:
+            {task: {metric: value}}; with several data sets {data set: {task: {...}}}. The same is
+            written to ``OUTPUT_DIR/results.json``.
+        """
+        if cfg.TEST.BOXES not in TEST_BOXES:
+            raise UserError(
+                f"TEST.BOXES is '{cfg.TEST.BOXES}'; choose one of {', '.join(TEST_BOXES)}."
+            )
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            of_dataset = results[name] = OrderedDict()
+            for boxes in TEST_BOXES[cfg.TEST.BOXES]:
+                loader = build_test_loader(cfg, name, with_boxes=boxes == "gt")
+                tested = GivenBoxModel(model) if boxes == "gt" else model
+                evaluator = cls.build_evaluator(cfg, name, boxes)
+                of_dataset.update(inference_on_dataset(tested, loader, evaluator) or {})
+            if comm.is_main_process():
+                logger.info("Results on %s:\n%s", name, format_results(of_dataset))
+        if len(results) == 1:
+            results = next(iter(results.values()))
+        if comm.is_main_process() and results:
+            write_json(f"{cfg.OUTPUT_DIR}/results.json", results, indent=1)
+        return results
+
+
+def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, in DistributedDataParallel if there are several processes (GPU or CPU)."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    devices = [comm.get_local_rank()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def build_checkpointer(cfg, model, **checkpointables) -> Checkpointer:
+    """The checkpointer of a config: it knows the categories of the config's data."""
+    names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
+    return Checkpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        class_names=MetadataCatalog.get(names[0]).get("thing_classes", []) if names else [],
+        seen_ids=seen_ids_for(cfg) if names else [],
+        skip_mismatched=cfg.PSIS.SKIP_MISMATCHED_WEIGHTS,
+        **checkpointables,
+    )

@@ -1,0 +1,29 @@
+"""What the processes of distributed tests run; spawned processes import it by name."""
+
+from psis_d2.engine.trainer import wrap_for_distribution
+
+import torch
+from detectron2.utils import comm
+
+from model_builders import partial_batch, tiny_model, training_losses
+
+
+def train_with_masks_on_rank_zero(folder: str, overrides: tuple) -> None:
+    """Three steps; rank 0 sees masks, rank 1 never does. Each rank saves its parameters."""
+    rank = comm.get_rank()
+    model = wrap_for_distribution(tiny_model(*overrides, seed=rank))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(3):
+        flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
+        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    state = {"mask_loss": losses["loss_mask"].item(), "model": model.module.state_dict()}
+    torch.save(state, f"{folder}/rank{rank}.pth")
+
+
+def report_groups(folder: str) -> None:
+    """Each rank writes what Detectron2 believes about the processes."""
+    facts = (comm.get_world_size(), comm.get_rank(), comm.get_local_rank(), comm.get_local_size())
+    torch.save(facts, f"{folder}/facts{comm.get_rank()}.pth")
