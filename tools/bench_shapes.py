@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Train every quick config on PartialShapes with one budget and several seeds; write RESULTS.md.
+
+    python tools/bench_shapes.py                        # all rows, three seeds
+    python tools/bench_shapes.py --only agnostic oracle --seeds 0
+
+A row is a file ``configs/quick/<row>_shapes.yaml``: add one, and it joins the table. A run whose
+results are there already is not repeated, so an interrupted bench continues (``--fresh`` starts
+over). Runs go side by side, one thread each.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psis_d2  # noqa: F401
+from psis_d2.data.build import get_dataset_dicts
+from psis_d2.data.splits import resolve_seen_classes
+from psis_d2.evaluation import box_fill_results
+from psis_d2.evaluation.results_page import Row, render_page
+
+from detectron2.data import MetadataCatalog
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ROOT / "configs" / "quick"
+DATASET = "partial_shapes_val"
+
+
+def quick_configs(only: list[str]) -> dict[str, Path]:
+    """Row name -> config file, in the table's order (base methods first, oracle last)."""
+    found = {p.stem.removesuffix("_shapes"): p for p in sorted(QUICK.glob("*_shapes.yaml"))}
+    unknown = [name for name in only if name not in found]
+    if unknown:
+        sys.exit(f"error: no quick config for {', '.join(unknown)}; there are {', '.join(found)}.")
+    names = only or sorted(found, key=lambda name: (name == "oracle", name))
+    return {name: found[name] for name in names if not name.startswith("Base")}
+
+
+def title_of(config: Path) -> str:
+    """A row's title: the first comment line of its config."""
+    return config.read_text().splitlines()[0].lstrip("# ").rstrip(".")
+
+
+def commit() -> str:
+    """The commit that is checked out, marked if the tree differs from it."""
+    short = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return (short.stdout.strip() or "unknown") + (" + changes" if changed.stdout.strip() else "")
+
+
+def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
+    """Train and evaluate one row with one seed, or read what an earlier call left.
+
+    Returns:
+        {"results": {task: {metric: value}}, "minutes": float, "commit": str}
+    """
+    record = folder / "run.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    start = time.time()
+    command = [sys.executable, "train_net.py", "--config-file", str(config), "OUTPUT_DIR"]
+    command += [str(folder), "SEED", str(seed), "TEST.BOXES", "both", "TEST.EXPECTED_RESULTS", "[]"]
+    with open(folder / "stdout.txt", "w") as log:
+        status = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+    if status.returncode:
+        raise RuntimeError(f"{name} with seed {seed} failed; its output is {folder}/stdout.txt")
+    done = {
+        "results": json.loads((folder / "results.json").read_text()),
+        "minutes": (time.time() - start) / 60,
+        "commit": commit(),
+    }
+    record.write_text(json.dumps(done, indent=1))
+    return done
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows, by config name")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "bench_shapes")
+    parser.add_argument("--page", type=Path, default=ROOT / "RESULTS.md")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
+    args = parser.parse_args()
+    if args.fresh:
+        shutil.rmtree(args.output, ignore_errors=True)
+    configs = quick_configs(args.only)
+    get_dataset_dicts("partial_shapes_train")  # made once, before the runs race for it
+
+    tasks = [(name, seed) for seed in args.seeds for name in configs]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    runs: dict[str, list[dict]] = {name: [] for name in configs}
+
+    def work(task):
+        name, seed = task
+        done = run(name, configs[name], seed, args.output / f"{name}-{seed}", threads)
+        unseen = done["results"]["gtbox_unseen"]["IoU"]
+        print(f"{name} seed {seed}: {done['minutes']:.1f} min, unseen IoU {unseen:.1f}", flush=True)
+        return name, done
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for name, done in pool.map(work, tasks):
+            runs[name].append(done)
+
+    classes = MetadataCatalog.get(DATASET).thing_classes
+    seen = resolve_seen_classes("shapes", classes, dataset_name=DATASET)
+    rows = [
+        Row("box_fill", "Whole box filled, no model", [box_fill_results(DATASET, seen)], [], [])
+    ]
+    for name, done in runs.items():
+        rows.append(
+            Row(
+                name,
+                title_of(configs[name]),
+                [d["results"] for d in done],
+                [d["minutes"] for d in done],
+                [d["commit"] for d in done],
+            )
+        )
+    page = render_page(rows, seeds=args.seeds, threads=threads, jobs=args.jobs)
+    args.page.write_text(page)
+    print(page)
+    print(f"Written to {args.page}")
+
+
+if __name__ == "__main__":
+    main()
