@@ -11,7 +11,13 @@ import sys
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.engine import Trainer, launch
-from psis_d2.engine.setup import add_data_arguments, build_config, choose_gpus, setup_run
+from psis_d2.engine.setup import (
+    add_data_arguments,
+    build_config,
+    choose_gpus,
+    prepare_data,
+    setup_run,
+)
 from psis_d2.engine.trainer import build_checkpointer
 from psis_d2.errors import UserError, exit_on_user_error
 
@@ -67,6 +73,7 @@ def invoke_main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     with exit_on_user_error():
         args.num_gpus = choose_gpus(args.num_gpus)
+        prepare_data(build_config(args))  # once here, not once in every process
         try:
             launch(
                 main,

@@ -45,7 +45,20 @@ def write_tiny_data(folder: Path, images: int = 6, masked=("box",), size: int = 
     return {"json": str(folder / "data.json"), "images": str(folder / "images")}
 
 
-SMALL = ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "PSIS.SHAPEPROP.TOWER_DIM", "16", "PSIS.SHAPEPROP.EMBED_DIM", "8", "INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "[]", "SOLVER.WARMUP_ITERS", "1", "SOLVER.BASE_LR", "0.005", "TEST.EXPECTED_RESULTS", "[]"]
+SMALL = {
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "PSIS.SHAPEPROP.TOWER_DIM": 16,
+    "PSIS.SHAPEPROP.EMBED_DIM": 8,
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MIN_SIZE_TEST": 64,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.STEPS": [],
+    "SOLVER.WARMUP_ITERS": 1,
+    "SOLVER.BASE_LR": 0.005,
+    "TEST.EXPECTED_RESULTS": [],
+}
 
 
 def command_line(data: dict, output: Path, *opts, config: str = "shapeprop_shapes") -> list[str]:
@@ -54,5 +67,7 @@ def command_line(data: dict, output: Path, *opts, config: str = "shapeprop_shape
     line = ["--config-file", str(root / "configs" / "quick" / f"{config}.yaml"), "--num-gpus", "0"]
     for split in ("train", "val"):
         line += [f"--{split}-json", data["json"], f"--{split}-images", data["images"]]
-    line += [*SMALL, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(output)]
+    for key, value in SMALL.items():
+        line += [key, str(value)]
+    line += ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(output)]
     return line + [str(opt) for opt in opts]

@@ -9,6 +9,7 @@ masks that the trained model draws; the ten kinds whose masks it never saw are m
 """
 
 import argparse
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.data.build import build_test_loader, get_dataset_dicts, seen_ids_for
 from psis_d2.engine import Trainer
 from psis_d2.engine.progress import ProgressLine
-from psis_d2.engine.setup import build_config, choose_gpus
+from psis_d2.engine.setup import build_config, choose_gpus, prepare_data
 from psis_d2.errors import exit_on_user_error
 from psis_d2.evaluation import format_results
 from psis_d2.visualization import prediction_grid, save_png
@@ -25,6 +26,7 @@ from psis_d2.visualization import prediction_grid, save_png
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils.env import seed_all_rng
+from pycocotools import mask as mask_util
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "quick" / "shapeprop_gt_shapes.yaml"
@@ -34,7 +36,7 @@ NEXT = """python train_net.py --config-file configs/shapeprop_R50.yaml \\
 
 
 def quiet_loggers(folder: Path) -> None:
-    """Everything that Detectron2 has to say goes into a file; the screen keeps the progress line."""
+    """What Detectron2 has to say goes into a file; the screen keeps the progress line."""
     handler = logging.FileHandler(folder / "log.txt")
     handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(message)s"))
     for name in ("detectron2", "fvcore", "psis_d2"):
@@ -45,16 +47,23 @@ def quiet_loggers(folder: Path) -> None:
 
 
 def preview(cfg, model: torch.nn.Module, images: int) -> list[dict]:
-    """Validation images with the model's predictions, as the picture wants them."""
+    """Validation images with predictions and annotations, as the picture wants them."""
     samples = []
     model.eval()
-    with torch.no_grad():
-        for (item,) in build_test_loader(cfg, VAL):
-            bgr = item["image"].permute(1, 2, 0).numpy()
+    batches = zip(build_test_loader(cfg, VAL), get_dataset_dicts(VAL), strict=True)
+    for (item,), record in itertools.islice(batches, images):
+        with torch.no_grad():
             prediction = model([item])[0]["instances"].to("cpu")
-            samples.append({"image": bgr[:, :, ::-1], "prediction": prediction})
-            if len(samples) == images:
-                return samples
+        truth = [
+            {
+                "category_id": annotation["category_id"],
+                "mask": mask_util.decode(annotation["segmentation"]).astype(bool),
+                "bbox": annotation["bbox"],
+            }
+            for annotation in record["annotations"]
+        ]
+        rgb = item["image"].permute(1, 2, 0).numpy()[:, :, ::-1]
+        samples.append({"image": rgb, "prediction": prediction, "truth": truth})
     return samples
 
 
@@ -63,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
-    parser.add_argument("--images", type=int, default=12, help="images in the picture")
+    parser.add_argument("--images", type=int, default=8, help="images in the picture")
     args = parser.parse_args()
     start = time.time()
     n = args.iterations
@@ -78,7 +87,7 @@ def main() -> None:
     seed_all_rng(cfg.SEED)
 
     print("1. Data: PartialShapes, 20 kinds of objects, masks for ten of them", flush=True)
-    get_dataset_dicts(cfg.DATASETS.TRAIN[0])
+    prepare_data(cfg)
     where = "GPU" if cfg.MODEL.DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"2. Training: ShapeProp on Mask R-CNN, {n} iterations ({where})", flush=True)
     train_cfg = cfg.clone()

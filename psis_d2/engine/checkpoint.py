@@ -1,10 +1,12 @@
 """Checkpoints that know their categories and refuse to be loaded into another model."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
 from psis_d2.errors import UserError
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
@@ -47,14 +49,21 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         kwargs[_OURS] = {"class_names": self.class_names, "seen_ids": self.seen_ids}
+        if "://" in self.save_dir:  # object stores keep whole files only
+            return super().save(name, **kwargs)
+        data = {"model": self.model.state_dict(), **kwargs}
+        for key, thing in self.checkpointables.items():
+            data[key] = thing.state_dict()
         final = os.path.join(self.save_dir, f"{name}.pth")
-        super().save(f"{name}.partial", **kwargs)
-        partial = os.path.join(self.save_dir, f"{name}.partial.pth")
-        # A local path is renamed atomically; PathManager has no rename for remote ones.
-        if os.path.exists(partial):
+        partial = f"{final}.partial"
+        self.logger.info("Saving checkpoint to %s", final)
+        try:
+            with open(partial, "wb") as file:
+                torch.save(data, file)
             os.replace(partial, final)
-        else:
-            self.path_manager.mv(partial, final)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(partial)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def load(self, path: str, *args, **kwargs) -> dict:

@@ -5,7 +5,7 @@ import logging
 import os
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import get_dataset_dicts
+from psis_d2.data.build import get_class_names, prepare_dataset
 from psis_d2.data.coco import register_coco_json
 from psis_d2.errors import UserError
 
@@ -90,9 +90,8 @@ def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
         if json_file:
             name = f"{split}:{json_file}"
             register_coco_json(name, json_file, images)
-            get_dataset_dicts(name)  # reads the classes
             cfg.DATASETS[key] = (name,)
-            num_classes = len(MetadataCatalog.get(name).thing_classes)
+            num_classes = len(get_class_names(name))
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
             cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
             if split == "train":
@@ -111,12 +110,12 @@ def check_classes(cfg: CfgNode) -> None:
     first = None
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         classes = list(MetadataCatalog.get(name).get("thing_classes", []))
-        if not classes:
+        if not classes:  # known only once it has been read
             continue
         if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
                 f"The data set {name} has {len(classes)} classes, the model "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES {len(classes)}."
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES to the former."
             )
         if first is not None and classes != first[1]:
             differing = [f"{a} / {b}" for a, b in zip(first[1], classes, strict=True) if a != b]
@@ -125,6 +124,15 @@ def check_classes(cfg: CfgNode) -> None:
                 f"({', '.join(differing[:5])}); make their categories agree."
             )
         first = first or (name, classes)
+
+
+def prepare_data(cfg: CfgNode) -> None:
+    """Make the data sets of a config that are made by this project and not there yet.
+
+    Called once before several processes start, which would otherwise each make them.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        prepare_dataset(name)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
 
 import logging
+import os
 import weakref
 from collections import OrderedDict
 
@@ -9,7 +10,7 @@ from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import GivenBoxModel
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.errors import UserError
-from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator, format_results
+from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator
 from psis_d2.evaluation.base import write_json
 
 import torch
@@ -130,7 +131,7 @@ class Trainer(DefaultTrainer):
         return kind(
             dataset_name=dataset_name,
             seen_ids=seen_ids_for(cfg),
-            output_dir=f"{cfg.OUTPUT_DIR}/inference",
+            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_")),
             max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
 
@@ -154,8 +155,6 @@ class Trainer(DefaultTrainer):
                 tested = GivenBoxModel(model) if boxes == "gt" else model
                 evaluator = cls.build_evaluator(cfg, name, boxes)
                 of_dataset.update(inference_on_dataset(tested, loader, evaluator) or {})
-            if comm.is_main_process():
-                logger.info("Results on %s:\n%s", name, format_results(of_dataset))
         if len(results) == 1:
             results = next(iter(results.values()))
         if comm.is_main_process() and results:

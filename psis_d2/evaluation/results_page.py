@@ -1,4 +1,4 @@
-"""RESULTS.md: one table of methods, their spread over seeds, and the claims that the project makes."""
+"""RESULTS.md: a table of methods with their spread over seeds, and the claims that are made."""
 
 import datetime
 import os
@@ -171,21 +171,22 @@ def render_page(rows: Sequence[Row], *, seeds: Sequence[int], threads: int, jobs
 Written by `make bench-shapes`; nothing on this page is typed by hand.
 
 {today}, commit {", ".join(commits) or "unknown"}, psis_d2 {__version__}, torch {torch.__version__},
-{hardware()}; {len(seeds)} seeds ({", ".join(map(str, seeds))}), {jobs} runs side by side, {threads} thread(s) each.
+{hardware()}; {len(seeds)} seeds ({", ".join(map(str, seeds))}), {jobs} runs side by side,
+{threads} thread(s) each.
 
 ## PartialShapes
 
-Synthetic images, 20 categories, masks for ten of them (`configs/quick/`, one schedule for all rows).
-*IoU* and *AP* are measured in the annotations' boxes: IoU is the mean mask IoU of the categories, AP
-the share of instances above IoU .5 to .95. *mask AP* and *box AP* are COCO's, on the model's own
-detections. Mean ± sample standard deviation over seeds, all in percent; seen = masks in training,
-unseen = boxes only. All seeds share one data set, so the spread is that of training alone.
+Synthetic images, 20 categories, masks for ten of them (`configs/quick/`, one schedule for all
+rows). *IoU* and *AP* are measured in the annotations' boxes: IoU is the mean mask IoU of the
+categories, AP the share of instances above IoU .5 to .95. *mask AP* and *box AP* are COCO's, on the
+model's own detections. Mean ± sample standard deviation over seeds, all in percent; seen = masks in
+training, unseen = boxes only. All seeds share one data set, so the spread is that of training alone.
 
 {render_table(rows)}
 
 ## What is claimed
 
-Differences in the annotations' boxes, seed by seed; a claim holds if its margin does for every seed.
+Differences in the annotations' boxes, seed by seed; a claim holds if every seed has its margin.
 
 {render_claims(rows)}
 

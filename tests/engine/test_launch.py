@@ -11,8 +11,8 @@ from psis_d2.errors import UserError
 
 import pytest
 import torch
-from gloo_workers import report_groups, train_with_masks_on_rank_zero
 
+from gloo_workers import report_groups, train_with_masks_on_rank_zero
 from model_builders import SHAPEPROP
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,10 @@ def test_a_rank_without_masks_trains_along(tmp_path, head):
 
 def test_torchrun_environment(tmp_path):
     code = (
-        "import psis_d2; from gloo_workers import report_groups; "
-        f"from psis_d2.engine.launch import launch; launch(report_groups, args=({str(tmp_path)!r},))"
+        "import psis_d2\n"
+        "from gloo_workers import report_groups\n"
+        "from psis_d2.engine.launch import launch\n"
+        f"launch(report_groups, args=({str(tmp_path)!r},))\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import train_net
 from detectron2.engine import HookBase
+
 from tiny_data import command_line, write_tiny_data
 
 ROOT = Path(__file__).parents[2]

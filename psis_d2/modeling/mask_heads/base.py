@@ -90,7 +90,7 @@ class RegionMaskHead(nn.Module):
         return self.loss_weight * mask_bce(logits, targets, context.classes)
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
-        """Losses in training; at test time the regions with ``pred_masks`` [R, 1, M, M] in [0, 1]."""
+        """Losses in training; else the regions with ``pred_masks``, [R, 1, M, M] in [0, 1]."""
         if self.training:
             return self.losses(context)
         # Detectron2 pastes an empty tensor as it is, whatever the size of its empty masks.

@@ -9,9 +9,9 @@ Three steps on RoI features (paper sec. 3):
    is the class-agnostic *shape activation*, learned where there are masks.
 3. *Fusion*: the shape activation joins the RoI features in front of a class-agnostic mask trunk.
 
-No gradient is stopped anywhere: the mask loss reaches the saliency classifier. Propagation runs only
-for regions whose result is used (mask-annotated foreground in training, detections at test time);
-the classifier alone sees all samples.
+No gradient is stopped anywhere: the mask loss reaches the saliency classifier. Propagation runs
+only for regions whose result is used (mask-annotated foreground in training, detections at test
+time); the classifier alone sees all samples.
 """
 
 from psis_d2.errors import UserError
@@ -234,7 +234,7 @@ class ShapePropMaskHead(RegionMaskHead):
         return self.saliency_classifier(self.saliency_tower(features))
 
     def activate_shapes(self, context: RegionContext, class_saliency: Tensor) -> Tensor:
-        """Shape activation logits [R, 1, P, P] from the regions' class saliency [R, K + 1, P, P]."""
+        """Shape activation logits [R, 1, P, P] from the class saliency [R, K + 1, P, P]."""
         rows = torch.arange(len(context), device=class_saliency.device)
         saliency = class_saliency[rows, context.classes, None]
         return self.shape_activation(context.features, saliency)

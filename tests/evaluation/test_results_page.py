@@ -1,0 +1,46 @@
+"""The page of results: means, spreads, dashes and claims."""
+
+from psis_d2.evaluation.results_page import CLAIMS, Row, render_claims, render_table, spread
+
+
+def row(name, unseen, seen=(60.0,), minutes=(2.0,)):
+    results = [
+        {"gtbox_seen": {"IoU": s, "AP": s}, "gtbox_unseen": {"IoU": u, "AP": u}}
+        for s, u in zip(seen * len(unseen), unseen, strict=False)
+    ]
+    return Row(name, name.title(), results, list(minutes), ["abc"])
+
+
+def test_spread():
+    assert spread([]) == "-"
+    assert spread([51.26]) == "51.3"
+    assert spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+
+
+def test_unmeasured_cells_are_dashes():
+    table = render_table([row("agnostic", [40.0, 50.0])])
+    last = table.splitlines()[-1]
+    assert last.startswith("| Agnostic | `agnostic` | 60.0 ± 0.0 | 45.0 ± 7.1 | 60.0 ± 0.0 |")
+    assert last.endswith("| - | - | - | - | 2.0 |")
+
+
+def test_a_claim_needs_its_margin_in_every_seed():
+    rows = [row("agnostic", [40.0, 50.0]), row("agnostic_gt", [45.0, 51.0])]
+    lines = [x for x in render_claims(rows).splitlines() if "Ground-truth training boxes" in x]
+    assert lines == [
+        "| Ground-truth training boxes help the baseline (IoU) | +2 | +5.0, +1.0 | **no** |"
+    ]
+    rows[1] = row("agnostic_gt", [45.0, 52.0])
+    assert "| +5.0, +2.0 | yes |" in render_claims(rows)
+
+
+def test_claims_about_absent_rows_are_left_out():
+    assert "oracle" not in render_claims([row("agnostic", [40.0])]).lower()
+
+
+def test_every_claim_names_a_quick_config():
+    from model_builders import CONFIGS
+
+    for claim in CLAIMS:
+        for name in (claim.better[0], claim.worse[0]):
+            assert (CONFIGS / "quick" / f"{name}_shapes.yaml").exists(), name
