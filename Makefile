@@ -1,0 +1,63 @@
+# The index of commands: `make` lists them. Each brings what it needs, so that any of them can be
+# the first in a fresh clone. Arguments go on with ARGS: make test ARGS="-k supervision -x".
+
+# The first of these that is new and old enough; make PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$p && exit; done; echo python3)
+VENV_PYTHON := .venv/bin/python
+CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+DEVICE ?= cpu
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu bench bench-shapes lint format doctor env build clean distclean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+demo: build ## synthetic data, ShapeProp trained for minutes on CPU or GPU, tables and a picture
+	@$(VENV_PYTHON) tools/demo.py $(ARGS)
+
+test: build ## the CPU test suite
+	@$(VENV_PYTHON) -m pytest -m "not gpu and not slow" $(ARGS)
+
+test-slow: build ## the tests that take minutes
+	@$(VENV_PYTHON) -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: build ## the tests that need a CUDA GPU
+	@$(VENV_PYTHON) -m pytest -m gpu $(ARGS)
+
+bench: build ## time the ops and models; DEVICE=cuda on a GPU
+	@set -e; for script in benchmarks/bench_*.py; do \
+		echo "== $$script"; $(VENV_PYTHON) $$script --device $(DEVICE) $(ARGS); done
+
+bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
+	@$(VENV_PYTHON) tools/bench_shapes.py $(ARGS)
+
+lint: env ## check format and style of Python, C++ and CUDA
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m ruff check .
+	@.venv/bin/clang-format --dry-run --Werror $(CPP_FILES)
+	@echo "clang-format: $(words $(CPP_FILES)) files formatted"
+
+format: env ## put Python, C++ and CUDA into the checked format
+	@$(VENV_PYTHON) -m ruff check --fix --quiet . || true
+	@$(VENV_PYTHON) -m ruff format .
+	@.venv/bin/clang-format -i $(CPP_FILES)
+
+doctor: env ## versions, what was built, which path every op takes, and how to mend what is wrong
+	@$(VENV_PYTHON) -m psis_d2.doctor
+
+env: ## .venv with pinned packages and Detectron2
+	@$(PYTHON) tools/setup_env.py --no-build
+
+build: ## the same and the extension; PSIS_D2_NO_BUILD=1 leaves that out
+	@$(PYTHON) tools/setup_env.py
+
+clean: ## remove what was built, and caches; .venv, data and output stay
+	@rm -rf build psis_d2.egg-info psis_d2/_C*.so .pytest_cache .ruff_cache
+	@find psis_d2 tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	@rm -rf .venv

@@ -1,0 +1,10 @@
+"""Operators with compiled kernels, each with a PyTorch twin.
+
+Every op has one file here, named like its files in ``csrc/``; :mod:`psis_d2.ops.reference` holds
+the twins. Which one runs is decided per device: see :func:`op_paths`.
+"""
+
+from psis_d2.ops._extension import build_info, has_extension, load_error, op_paths
+from psis_d2.ops.message_passing import message_passing
+
+__all__ = ["build_info", "has_extension", "load_error", "message_passing", "op_paths"]

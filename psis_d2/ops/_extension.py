@@ -1,0 +1,91 @@
+"""Loads the compiled extension ``psis_d2._C``, if there is one; the only file that touches it.
+
+Without it everything imports and every op runs on its PyTorch twin.
+"""
+
+import importlib
+import importlib.util
+import json
+import logging
+
+import torch
+
+_BUILD_COMMAND = "python setup.py build_ext --inplace"
+_OPS = ("message_passing",)
+_DEVICES = ("cpu", "cuda")
+_LOGGER = logging.getLogger("psis_d2")
+_announced: set[tuple[str, str]] = set()
+
+
+def _load() -> str | None:
+    """Loads the extension. Returns the reason if that fails, None if it is loaded."""
+    if importlib.util.find_spec("psis_d2._C") is None:
+        return "it is not built"
+    try:
+        importlib.import_module("psis_d2._C")
+    except ImportError as error:
+        # Most often: built for another version of PyTorch.
+        reason = str(error).splitlines()[0]
+        return f"it was built for another environment ({reason})"
+    return None
+
+
+_LOAD_ERROR = _load()
+_BACKENDS: tuple[str, ...] = ()
+if _LOAD_ERROR is None:
+    _BACKENDS = tuple(json.loads(torch.ops.psis_d2.build_info())["backends"])
+
+
+def has_extension() -> bool:
+    """Whether the compiled extension is loaded."""
+    return _LOAD_ERROR is None
+
+
+def load_error() -> str | None:
+    """Why there is no extension and how to get it, one sentence; None if it is loaded."""
+    if _LOAD_ERROR is None:
+        return None
+    return f"psis_d2's extension is not used: {_LOAD_ERROR}; run `{_BUILD_COMMAND}`."
+
+
+def build_info() -> dict | None:
+    """What the extension was built with and for, None without one.
+
+    Returns:
+        dict with "compiler", "torch" (version), "cuda" (version), "archs" (as in
+        TORCH_CUDA_ARCH_LIST) and "backends" (list of device types). "cuda" and "archs" are "" if
+        it was built without CUDA.
+    """
+    if _LOAD_ERROR is not None:
+        return None
+    return json.loads(torch.ops.psis_d2.build_info())
+
+
+def op_paths() -> dict[str, dict[str, str]]:
+    """Which path each op takes by device type.
+
+    Returns:
+        {op: {"cpu": path, "cuda": path}}, path being "extension" or "pytorch" (the twin).
+    """
+    return {
+        op: {device: "extension" if device in _BACKENDS else "pytorch" for device in _DEVICES}
+        for op in _OPS
+    }
+
+
+def use_extension(op: str, device_type: str) -> bool:
+    """Whether `op` has a kernel for the device; the first time the log says which path runs."""
+    available = device_type in _BACKENDS
+    # A log call would split a graph that is being compiled.
+    if not torch.compiler.is_compiling() and (op, device_type) not in _announced:
+        _announce(op, device_type, available)
+    return available
+
+
+def _announce(op: str, device_type: str, available: bool) -> None:
+    _announced.add((op, device_type))
+    if available:
+        _LOGGER.info("%s on %s runs in the compiled extension.", op, device_type)
+        return
+    reason = load_error() or f"psis_d2's extension is built without kernels for {device_type}."
+    _LOGGER.warning("%s %s on %s runs in plain PyTorch.", reason, op, device_type)
