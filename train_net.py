@@ -43,13 +43,14 @@ def parse_arguments(argv: list[str] | None = None):
 
 def evaluate(cfg, resume: bool) -> dict:
     """Load weights, evaluate, and verify the results against ``TEST.EXPECTED_RESULTS``."""
-    if not cfg.MODEL.WEIGHTS and not resume:
-        raise UserError(
-            "--eval-only needs weights: add MODEL.WEIGHTS FILE, or --resume for the last "
-            "checkpoint of OUTPUT_DIR."
-        )
     model = Trainer.build_model(cfg)
-    build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = build_checkpointer(cfg, model)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise UserError(
+            "--eval-only needs weights: add MODEL.WEIGHTS FILE, or --resume where OUTPUT_DIR has a "
+            "checkpoint."
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

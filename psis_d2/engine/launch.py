@@ -40,7 +40,10 @@ def launch(
         dist_url: where the processes meet; "auto" = a free port of this machine.
         args: arguments of `main`.
     """
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+    under_torchrun = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if num_machines > 1 and dist_url == "auto" and not under_torchrun:
+        raise UserError("--dist-url is needed with --num-machines > 1: give tcp://HOST:PORT.")
+    if under_torchrun:
         _join_from_environment(num_gpus)
         main(*args)
         dist.destroy_process_group()
@@ -55,10 +58,6 @@ def launch(
         )
     elif num_cpu_processes * num_machines > 1:
         if dist_url == "auto":
-            if num_machines > 1:
-                raise UserError(
-                    "--dist-url is needed with --num-machines > 1: give tcp://HOST:PORT."
-                )
             dist_url = f"tcp://127.0.0.1:{_free_port()}"
         world = num_cpu_processes * num_machines
         first = machine_rank * num_cpu_processes

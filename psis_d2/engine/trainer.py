@@ -72,7 +72,10 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)
-        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        mixed_precision = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
+        if cfg.SOLVER.AMP.ENABLED and not mixed_precision:
+            logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU.")
+        trainer_type = AMPTrainer if mixed_precision else SimpleTrainer
         self._trainer = trainer_type(model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(cfg, model, trainer=weakref.proxy(self))

@@ -180,7 +180,8 @@ Synthetic images, 20 categories, masks for ten of them (`configs/quick/`, one sc
 rows). *IoU* and *AP* are measured in the annotations' boxes: IoU is the mean mask IoU of the
 categories, AP the share of instances above IoU .5 to .95. *mask AP* and *box AP* are COCO's, on the
 model's own detections. Mean ± sample standard deviation over seeds, all in percent; seen = masks in
-training, unseen = boxes only. All seeds share one data set, so the spread is that of training alone.
+training, unseen = boxes only. All seeds share one data set, so the spread is that of training
+alone.
 
 {render_table(rows)}
 

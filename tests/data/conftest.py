@@ -9,21 +9,10 @@ from psis_d2.data.coco import register_coco_json
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 # Ids with gaps and not in order: the contiguous ids are dog 0, cat 1, bird 2.
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 7, "name": "bird"}]
-
-
-@pytest.fixture
-def catalogs():
-    """Forget the data sets that a test registers."""
-    before = set(DatasetCatalog), set(MetadataCatalog)
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog) - names:
-            catalog.remove(name)
 
 
 @pytest.fixture

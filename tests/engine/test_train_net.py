@@ -18,6 +18,8 @@ from detectron2.engine import HookBase
 from tiny_data import command_line, write_tiny_data
 
 ROOT = Path(__file__).parents[2]
+# Every command line of a test registers its data by the same names.
+pytestmark = pytest.mark.usefixtures("catalogs")
 
 
 @pytest.fixture(scope="module")
