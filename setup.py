@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -104,7 +103,7 @@ def default_archs() -> str:
 
 def pip_cuda_includes() -> list[str]:
     """Headers that came with PyTorch from PyPI: a small toolkit lacks cuSPARSE's and others."""
-    site = sysconfig.get_paths()["purelib"]
+    site = Path(torch.__file__).parents[1]  # PyTorch may be another environment's than ours
     return sorted(glob.glob(f"{site}/nvidia/cu*/include"))
 
 
