@@ -47,6 +47,9 @@ def add_psis_config(cfg: CN) -> None:
 
     _add_shapeprop_config(cfg)
 
+    # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
     # Boxes that masks are measured in: detected | gt (from the annotations) | both.
     cfg.TEST.BOXES = "detected"
 
