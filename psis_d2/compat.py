@@ -10,6 +10,7 @@ import builtins
 import importlib.util
 import sys
 import types
+import warnings
 from importlib.machinery import ModuleSpec, PathFinder
 
 import numpy as np
@@ -85,3 +86,5 @@ def stub_missing_extension() -> None:
 
 restore_removed_names()
 stub_missing_extension()
+# About how Detectron2 v0.6 lays out its anchors; nobody who reads it here can act on it.
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)

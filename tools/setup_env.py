@@ -132,7 +132,8 @@ def run(command: list, *, env: dict | None = None, cwd: Path = ROOT, what: str) 
 
 
 def pip(*arguments, what: str, env: dict | None = None) -> None:
-    flags = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    # Bytecode is made on import anyway, of the small part of these packages that is imported.
+    flags = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile"]
     run([PYTHON, "-m", "pip", "install", *flags, *arguments], what=what, env=env)
 
 
