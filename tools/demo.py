@@ -70,7 +70,7 @@ def preview(cfg, model: torch.nn.Module, images: int) -> list[dict]:
 def main() -> None:
     """Data, training, evaluation, picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=160)
+    parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
     parser.add_argument("--images", type=int, default=8, help="images in the picture")
     args = parser.parse_args()

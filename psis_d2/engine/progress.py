@@ -22,9 +22,9 @@ class ProgressLine(HookBase):
             initial=start,
             desc="training",
             unit="it",
-            # without a terminal every refresh would be a line of its own
+            # without a terminal every refresh is a line in somebody's log
             miniters=1 if sys.stderr.isatty() else self.period,
-            mininterval=0.1 if sys.stderr.isatty() else float("inf"),
+            mininterval=0.1 if sys.stderr.isatty() else 0,
         )
 
     def after_step(self):
