@@ -30,6 +30,8 @@ from detectron2.data import MetadataCatalog
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quick"
 DATASET = "partial_shapes_val"
+# What the figures do not say by themselves; the end of the page.
+REMARKS = ROOT / "benchmarks" / "shapes_remarks.md"
 
 
 def quick_configs(only: list[str]) -> dict[str, Path]:
@@ -139,7 +141,8 @@ def main() -> None:
                 [d["commit"] for d in done],
             )
         )
-    page = render_page(rows, seeds=args.seeds, threads=threads, jobs=args.jobs)
+    remarks = REMARKS.read_text()
+    page = render_page(rows, seeds=args.seeds, threads=threads, jobs=args.jobs, remarks=remarks)
     args.page.write_text(page)
     print(page)
     print(f"Written to {args.page}")

@@ -155,7 +155,9 @@ def render_claims(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def render_page(rows: Sequence[Row], *, seeds: Sequence[int], threads: int, jobs: int) -> str:
+def render_page(
+    rows: Sequence[Row], *, seeds: Sequence[int], threads: int, jobs: int, remarks: str = ""
+) -> str:
     """The whole of RESULTS.md.
 
     Args:
@@ -163,12 +165,13 @@ def render_page(rows: Sequence[Row], *, seeds: Sequence[int], threads: int, jobs
         seeds: training seeds of the runs.
         threads: threads of each run.
         jobs: runs side by side.
+        remarks: markdown for the end of the page, with its own heading.
     """
     commits = sorted({commit for row in rows for commit in row.commits})
     today = datetime.date.today().isoformat()
     return f"""# Results
 
-Written by `make bench-shapes`; nothing on this page is typed by hand.
+Written by `make bench-shapes`; tables and figures come from its runs.
 
 {today}, commit {", ".join(commits) or "unknown"}, psis_d2 {__version__}, torch {torch.__version__},
 {hardware()}; {len(seeds)} seeds ({", ".join(map(str, seeds))}), {jobs} runs side by side,
@@ -192,4 +195,5 @@ Differences in the annotations' boxes, seed by seed; a claim holds if every seed
 {render_claims(rows)}
 
 A difference that is not in this list is not claimed.
-"""
+
+{remarks}"""

@@ -242,7 +242,8 @@ def test_coco_subset(coco_subset, tmp_path):
         (tmp_path / "coco" / split).symlink_to((source / split).resolve())
     small = """MODEL.WEIGHTS  INPUT.MIN_SIZE_TRAIN [128] INPUT.MAX_SIZE_TRAIN 192
         INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2
-        SOLVER.STEPS [] DATALOADER.NUM_WORKERS 0 SOLVER.BASE_LR 0.001"""
+        SOLVER.STEPS [] DATALOADER.NUM_WORKERS 0 SOLVER.BASE_LR 0.001
+        MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"""  # nothing pretrained to freeze
     opts = small.split()
     opts.insert(1, "")
     command = [sys.executable, "train_net.py", "--config-file", "configs/shapeprop_R50.yaml"]
