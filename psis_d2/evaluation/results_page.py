@@ -188,9 +188,9 @@ alone.
 
 {render_table(rows)}
 
-## What is claimed
+## Margins
 
-Differences in the annotations' boxes, seed by seed; a claim holds if every seed has its margin.
+Differences in the annotations' boxes, seed by seed; a margin holds if every seed has it, and only then is it claimed.
 
 {render_claims(rows)}
 
