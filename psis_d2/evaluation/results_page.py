@@ -190,7 +190,8 @@ alone.
 
 ## Margins
 
-Differences in the annotations' boxes, seed by seed; a margin holds if every seed has it, and only then is it claimed.
+Differences in the annotations' boxes, seed by seed; a margin holds if every seed has it, and only
+then is it claimed.
 
 {render_claims(rows)}
 
