@@ -113,6 +113,14 @@ class Trainer(DefaultTrainer):
             raise SystemExit(str(error)) from None
 
     @classmethod
+    def build_model(cls, cfg):
+        """The model on its device, laid out for that device's convolutions."""
+        model = super().build_model(cfg)
+        # What oneDNN computes in; NCHW weights and maps it would reorder call by call.
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        return model.to(memory_format=torch.channels_last) if on_cpu else model
+
+    @classmethod
     def build_train_loader(cls, cfg):
         """The training loader from its first iteration."""
         return build_train_loader(cfg)
