@@ -3,15 +3,17 @@
 
     python tools/bench_shapes.py                        # all rows, three seeds
     python tools/bench_shapes.py --only agnostic oracle --seeds 0
+    python tools/bench_shapes.py --write-expected       # and what the quick configs are checked for
 
 A row is a file ``configs/quick/<row>_shapes.yaml``: add one, and it joins the table. A run whose
 results are there already is not repeated, so an interrupted bench continues (``--fresh`` starts
-over). Runs go side by side, one thread each.
+over). Runs go side by side, one thread each. Exits with 1 if a claim of the page does not hold.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import psis_d2  # noqa: F401
 from psis_d2.data.build import get_dataset_dicts
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.evaluation import box_fill_results
-from psis_d2.evaluation.results_page import Row, render_page
+from psis_d2.evaluation.results_page import CLAIMS, Row, expected_results, render_page
 
 from detectron2.data import MetadataCatalog
 
@@ -96,6 +98,19 @@ def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
     return done
 
 
+def write_expected(config: Path, row: Row) -> None:
+    """Put a row's measured results into its config as ``TEST.EXPECTED_RESULTS``."""
+    text = config.read_text()
+    lines = ["TEST:"]
+    lines.append("  EXPECTED_RESULTS:  # [task, metric, mean of RESULTS.md's seeds, tolerance]")
+    lines += [f"    - {json.dumps(entry)}" for entry in expected_results(row)]
+    block = "\n".join(lines) + "\n"
+    text = re.sub(r"^TEST:\n  EXPECTED_RESULTS:.*\n(    - .*\n)*", "", text, flags=re.MULTILINE)
+    if "\nTEST:" in text:
+        raise SystemExit(f"error: {config} has other TEST keys; put EXPECTED_RESULTS in by hand.")
+    config.write_text(text.replace("OUTPUT_DIR:", f"{block}OUTPUT_DIR:", 1))
+
+
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,6 +119,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "bench_shapes")
     parser.add_argument("--page", type=Path, default=ROOT / "RESULTS.md")
+    parser.add_argument(
+        "--write-expected", action="store_true", help="update EXPECTED_RESULTS of the quick configs"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     args = parser.parse_args()
     if args.fresh:
@@ -132,20 +150,17 @@ def main() -> None:
         Row("box_fill", "Whole box filled, no model", [box_fill_results(DATASET, seen)], [], [])
     ]
     for name, done in runs.items():
-        rows.append(
-            Row(
-                name,
-                title_of(configs[name]),
-                [d["results"] for d in done],
-                [d["minutes"] for d in done],
-                [d["commit"] for d in done],
-            )
-        )
+        columns = ([d[key] for d in done] for key in ("results", "minutes", "commit"))
+        rows.append(Row(name, title_of(configs[name]), *columns))
+        if args.write_expected:
+            write_expected(configs[name], rows[-1])
     remarks = REMARKS.read_text()
     page = render_page(rows, seeds=args.seeds, threads=threads, jobs=args.jobs, remarks=remarks)
     args.page.write_text(page)
     print(page)
     print(f"Written to {args.page}")
+    if broken := [claim.words for claim in CLAIMS if not claim.holds(rows)]:
+        sys.exit(f"error: {len(broken)} claims do not hold, see the page: {'; '.join(broken)}.")
 
 
 if __name__ == "__main__":

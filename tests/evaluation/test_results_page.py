@@ -1,6 +1,13 @@
 """The page of results: means, spreads, dashes and claims."""
 
-from psis_d2.evaluation.results_page import CLAIMS, Row, render_claims, render_table, spread
+from psis_d2.evaluation.results_page import (
+    CLAIMS,
+    Row,
+    expected_results,
+    render_claims,
+    render_table,
+    spread,
+)
 
 
 def row(name, unseen, seen=(60.0,), minutes=(2.0,)):
@@ -32,6 +39,13 @@ def test_a_claim_needs_its_margin_in_every_seed():
     ]
     rows[1] = row("agnostic_gt", [45.0, 52.0])
     assert "| +5.0, +2.0 | yes |" in render_claims(rows)
+
+
+def test_expected_results_allow_twice_the_largest_deviation_and_three_points_at_least():
+    assert expected_results(row("agnostic", [40.0, 50.0])) == [
+        ["gtbox_seen", "IoU", 60.0, 3.0],
+        ["gtbox_unseen", "IoU", 45.0, 10.0],
+    ]
 
 
 def test_claims_about_absent_rows_are_left_out():
