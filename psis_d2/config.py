@@ -35,6 +35,10 @@ def add_psis_config(cfg: CN) -> None:
     # Noise of jittered_gt: sd of the centre and log-size shifts, in units of the box (ShapeMask).
     cfg.PSIS.BOX_JITTER_STD = 0.1
 
+    # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
+    # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
+    cfg.PSIS.TRAIN_ONLY = ""
+
     # ---- regularisers of any RoI mask head, training only --------------------------------------
     # Drop channels of the RoI features: the control that a method's gain has to beat.
     cfg.PSIS.ROI_CHANNEL_DROPOUT = 0.0
