@@ -35,16 +35,29 @@ def add_psis_config(cfg: CN) -> None:
     # Noise of jittered_gt: sd of the centre and log-size shifts, in units of the box (ShapeMask).
     cfg.PSIS.BOX_JITTER_STD = 0.1
 
+    # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
+    # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
+    cfg.PSIS.TRAIN_ONLY = ""
+
     # ---- regularisers of any RoI mask head, training only --------------------------------------
     # Drop channels of the RoI features: the control that a method's gain has to beat.
     cfg.PSIS.ROI_CHANNEL_DROPOUT = 0.0
     # Share of RoIs that lose all RoI features, so that a head with a shape prior learns to use it.
     cfg.PSIS.ROI_FEATURE_DROP = 0.0
 
+    # ---- the fused FCN+MLP head, for FCNMaskHead and MaskXMaskHead -----------------------------
+    # Add a class-agnostic MLP's logits ("Learning to Segment Every Thing", CVPR 2018, sec. 3.4).
+    cfg.PSIS.MLP_BRANCH = False
+    # Channels that its fully connected layer reads; 0 = the whole map, as in the released code,
+    # which for 256 channels of 28 x 28 is a layer of 157 million weights.
+    cfg.PSIS.MLP_BRANCH_DIM = 0
+
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
     cfg.PSIS.SKIP_MISMATCHED_WEIGHTS = False
 
+    _add_maskx_config(cfg)
+    _add_hourglass_config(cfg)
     _add_shapeprop_config(cfg)
 
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
@@ -52,6 +65,30 @@ def add_psis_config(cfg: CN) -> None:
 
     # Boxes that masks are measured in: detected | gt (from the annotations) | both.
     cfg.TEST.BOXES = "detected"
+
+
+def _add_maskx_config(cfg: CN) -> None:
+    """MaskX R-CNN (Hu et al., "Learning to Segment Every Thing", CVPR 2018)."""
+    node = cfg.PSIS.MASKX = CN()
+    # What a class's mask kernel is predicted from: cls | box | cls+box, the box head's weights,
+    # randn, the paper's control, or a text file of word vectors such as GloVe's (paper Tab. 1a).
+    node.INPUT = "cls+box"
+    # Layers of the transfer function: 1 | 2 | 3 (paper Tab. 1b).
+    node.LAYERS = 2
+    # Between them: ReLU | LeakyReLU, of slope 0.1 (paper Tab. 1b; slope from the released code).
+    node.ACTIVATION = "LeakyReLU"
+    # Keep the mask loss from the detection weights: seen and unseen stay alike (paper Tab. 1d).
+    node.STOP_GRADIENT = True
+
+
+def _add_hourglass_config(cfg: CN) -> None:
+    """Deep-MARC's mask head (Birodkar et al., ICCV 2021); defaults: released Hourglass-52, 64."""
+    node = cfg.PSIS.HOURGLASS = CN()
+    # Channels of every scale, the finest first: one more than it halves the resolution.
+    node.CHANNELS = [128, 128, 192, 192, 192, 256]
+    # Residual blocks of every scale. [4, 4, 4, 4, 4, 8] = Hourglass-100; Hourglass-20 has three
+    # scales, [1, 2, 2] with channels [128, 128, 192].
+    node.BLOCKS = [2, 2, 2, 2, 2, 4]
 
 
 def _add_shapeprop_config(cfg: CN) -> None:

@@ -1,5 +1,6 @@
 """What the processes of distributed tests run; spawned processes import it by name."""
 
+from psis_d2.engine.stages import train_only
 from psis_d2.engine.trainer import wrap_for_distribution
 
 import torch
@@ -8,11 +9,17 @@ from detectron2.utils import comm
 from model_builders import partial_batch, tiny_model, training_losses
 
 
-def train_with_masks_on_rank_zero(folder: str, overrides: tuple) -> None:
-    """Three steps; rank 0 sees masks, rank 1 never does. Each rank saves its parameters."""
+def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str = "") -> None:
+    """Three steps; rank 0 sees masks, rank 1 never does. Each rank saves its parameters.
+
+    With a `part` of the model only that is trained.
+    """
     rank = comm.get_rank()
-    model = wrap_for_distribution(tiny_model(*overrides, seed=rank))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model = tiny_model(*overrides, seed=rank)
+    if part:
+        train_only(model, part)
+    model = wrap_for_distribution(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for step in range(3):
         flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
         losses = training_losses(model, partial_batch(flags, seed=step), seed=step)

@@ -12,6 +12,13 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPEPROP = ("MODEL.ROI_MASK_HEAD.NAME", "ShapePropMaskHead")
+MLP = ("PSIS.MLP_BRANCH", True, "PSIS.MLP_BRANCH_DIM", 4)
+MASKX = ("MODEL.ROI_MASK_HEAD.NAME", "MaskXMaskHead", *MLP)
+HOURGLASS = (
+    *("MODEL.ROI_MASK_HEAD.NAME", "HourglassMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "GN"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 32),  # GN's groups
+    *("PSIS.HOURGLASS.CHANNELS", [32, 32], "PSIS.HOURGLASS.BLOCKS", [1, 1]),
+)
 
 
 def tiny_config(*overrides, config: str = "quick/Base-shapes.yaml") -> CfgNode:

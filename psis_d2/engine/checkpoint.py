@@ -22,6 +22,8 @@ class Checkpointer(DetectionCheckpointer):
         class_names: names of the model's categories, by contiguous id; empty if unknown.
         seen_ids: contiguous ids of the seen categories.
         skip_mismatched: load what fits and leave the rest as it is, instead of refusing.
+        may_lack: name of the one module whose weights a file may lack, "" for any: the others are
+            frozen, and random weights would stay random.
         **checkpointables: further objects with a state, as in Detectron2.
     """
 
@@ -33,12 +35,14 @@ class Checkpointer(DetectionCheckpointer):
         class_names: Sequence[str] = (),
         seen_ids: Sequence[int] = (),
         skip_mismatched: bool = False,
+        may_lack: str = "",
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.class_names = list(class_names)
         self.seen_ids = list(seen_ids)
         self.skip_mismatched = skip_mismatched
+        self.may_lack = may_lack
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``<save_dir>/<name>.pth``, complete or not at all.
@@ -91,7 +95,23 @@ class Checkpointer(DetectionCheckpointer):
                 f"{tuple(there)} there and {tuple(here)} here; give the checkpoint that belongs to "
                 "this config, or set PSIS.SKIP_MISMATCHED_WEIGHTS True to start from what fits."
             )
+        if self.may_lack:
+            self._check_complete(incompatible.missing_keys)
         return incompatible
+
+    def _check_complete(self, missing: list[str]) -> None:
+        # A counter that only BatchNorm's cumulative average reads; frozen norms have none.
+        lacking = [
+            key
+            for key in missing
+            if not key.startswith(f"{self.may_lack}.") and not key.endswith("num_batches_tracked")
+        ]
+        if lacking:
+            more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
+            raise UserError(
+                f"The checkpoint {self._path} has no weights for {lacking[0]}{more}, which "
+                "PSIS.TRAIN_ONLY freezes; give a trained detector of this config as MODEL.WEIGHTS."
+            )
 
     def _check_classes(self, theirs: list[str]) -> None:
         ours = self.class_names

@@ -9,6 +9,7 @@ from psis_d2.data.build import build_test_loader, build_train_loader, seen_ids_f
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import GivenBoxModel
 from psis_d2.engine.solver import build_optimizer
+from psis_d2.engine.stages import PARTS, train_only
 from psis_d2.errors import UserError
 from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator
 from psis_d2.evaluation.base import write_json
@@ -69,6 +70,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        stage = [train_only(model, cfg.PSIS.TRAIN_ONLY)] if cfg.PSIS.TRAIN_ONLY else []
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)
@@ -78,16 +80,26 @@ class Trainer(DefaultTrainer):
         trainer_type = AMPTrainer if mixed_precision else SimpleTrainer
         self._trainer = trainer_type(model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.checkpointer = build_checkpointer(
+            cfg, model, may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""), trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        for hook in stage:  # PreciseBN, if wanted, looks now for statistics that are learned
+            hook.before_step()
+        self.register_hooks([*self.build_hooks(), *stage])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See Detectron2; the data continues where the checkpoint left it."""
         if resume and not self.checkpointer.has_checkpoint():
             logger.warning("No checkpoint in %s to resume from: a new run.", self.cfg.OUTPUT_DIR)
+            resume = False
+        if self.cfg.PSIS.TRAIN_ONLY and not resume and not self.cfg.MODEL.WEIGHTS:
+            raise UserError(
+                f"PSIS.TRAIN_ONLY {self.cfg.PSIS.TRAIN_ONLY} keeps the detector as it is loaded; "
+                "give a trained one as MODEL.WEIGHTS."
+            )
         super().resume_or_load(resume)
         self._loader.start_iter = self.start_iter
 
@@ -182,8 +194,11 @@ def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def build_checkpointer(cfg, model, **checkpointables) -> Checkpointer:
-    """The checkpointer of a config: it knows the categories of the config's data."""
+def build_checkpointer(cfg, model, may_lack: str = "", **checkpointables) -> Checkpointer:
+    """The checkpointer of a config: it knows the categories of the config's data.
+
+    ``may_lack`` and ``checkpointables`` are those of :class:`Checkpointer`.
+    """
     names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
     return Checkpointer(
         model,
@@ -191,5 +206,6 @@ def build_checkpointer(cfg, model, **checkpointables) -> Checkpointer:
         class_names=MetadataCatalog.get(names[0]).get("thing_classes", []) if names else [],
         seen_ids=seen_ids_for(cfg) if names else [],
         skip_mismatched=cfg.PSIS.SKIP_MISMATCHED_WEIGHTS,
+        may_lack=may_lack,
         **checkpointables,
     )

@@ -89,7 +89,7 @@ class PartialROIHeads(StandardROIHeads):
             detections = self._forward_box(features, proposals)
             return self.forward_with_given_boxes(features, detections), {}
         sampled = self.label_and_sample_proposals(proposals, targets)
-        losses = self._forward_box(features, sampled)
+        losses = self._forward_box(features, sampled) if self._uses_box_branch() else {}
         if self.mask_on:
             losses.update(self.mask_head(self._training_context(features, sampled, targets)))
         return sampled, losses
@@ -132,6 +132,12 @@ class PartialROIHeads(StandardROIHeads):
                 box_predictor=self.box_predictor,
             )
         )
+
+    def _uses_box_branch(self) -> bool:
+        """Whether training has a use for it: it is not frozen, or moves the proposals."""
+        modules = (self.box_head, self.box_predictor)
+        learns = any(p.requires_grad for module in modules for p in module.parameters())
+        return learns or self.train_on_pred_boxes
 
     def _pool_from(self, features: dict[str, Tensor]):
         maps = [features[name] for name in self.mask_in_features]

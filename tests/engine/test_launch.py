@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from gloo_workers import report_groups, train_with_masks_on_rank_zero
-from model_builders import SHAPEPROP
+from model_builders import MASKX, SHAPEPROP
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("head", [(), SHAPEPROP], ids=["fcn", "shapeprop"])
-def test_a_rank_without_masks_trains_along(tmp_path, head):
-    launch(train_with_masks_on_rank_zero, num_cpu_processes=2, args=(str(tmp_path), head))
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [((), ""), (SHAPEPROP, ""), (MASKX, "mask_head")],
+    ids=["fcn", "shapeprop", "maskx-alone"],
+)
+def test_a_rank_without_masks_trains_along(tmp_path, head, part):
+    launch(train_with_masks_on_rank_zero, num_cpu_processes=2, args=(str(tmp_path), head, part))
     first, second = (torch.load(tmp_path / f"rank{r}.pth") for r in range(2))
     assert first["mask_loss"] > 0
     assert second["mask_loss"] == 0

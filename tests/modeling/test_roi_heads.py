@@ -9,9 +9,16 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from model_builders import SHAPEPROP, partial_batch, tiny_model, training_losses
+from model_builders import (
+    HOURGLASS,
+    MASKX,
+    SHAPEPROP,
+    partial_batch,
+    tiny_model,
+    training_losses,
+)
 
-HEADS = {"fcn": (), "shapeprop": SHAPEPROP}
+HEADS = {"fcn": (), "shapeprop": SHAPEPROP, "maskx": MASKX, "hourglass": HOURGLASS}
 MIXED = [[True, False, True], [False, True]]
 
 

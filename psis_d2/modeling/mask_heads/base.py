@@ -74,7 +74,11 @@ class RegionMaskHead(nn.Module):
         }
 
     def predict(self, context: RegionContext) -> Tensor:
-        """Mask logits of the context's regions, float [R, K, M, M]; K = 1 is class-agnostic."""
+        """Mask logits of the context's regions, float [R, K, M, M].
+
+        With K = 1 a region has one mask, be it class-agnostic or of the region's own class; else
+        there is one for each of the K classes.
+        """
         raise TypeError(f"{type(self).__name__} has to define predict(context)")
 
     def losses(self, context: RegionContext) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """Mask R-CNN's fully convolutional mask head (He et al., ICCV 2017), the field's baseline.
 
 Class-agnostic with one output channel, class-specific with one a class. The number of
-convolutions is a config key, so the "deeper head" baseline is the same file.
+convolutions is a config key, so the "deeper head" baseline is the same file, and so is the fused
+FCN+MLP head of "Learning to Segment Every Thing" (Hu et al., CVPR 2018, sec. 3.4).
 """
 
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
-from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
+from psis_d2.modeling.mask_heads.blocks import MaskMLP, UpsamplePredictor, conv_tower
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -24,6 +25,8 @@ class FCNMaskHead(RegionMaskHead):
         conv_dim: channels of every hidden layer.
         num_convs: convolutions before the upsampling (Mask R-CNN: 4).
         norm: Detectron2 norm name of the convolutions, "" for none.
+        mlp_branch: add a class-agnostic MLP's logits to every class's.
+        mlp_dim: see :class:`MaskMLP`.
         **kwargs: see :class:`RegionMaskHead`.
     """
 
@@ -36,12 +39,15 @@ class FCNMaskHead(RegionMaskHead):
         conv_dim: int,
         num_convs: int,
         norm: str = "",
+        mlp_branch: bool = False,
+        mlp_dim: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.trunk = conv_tower(input_shape.channels, conv_dim, num_convs, norm)
         trunk_dim = conv_dim if num_convs else input_shape.channels
         self.predictor = UpsamplePredictor(trunk_dim, conv_dim, num_outputs)
+        self.mlp = MaskMLP(conv_dim, 2 * input_shape.width, mlp_dim) if mlp_branch else None
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -53,8 +59,14 @@ class FCNMaskHead(RegionMaskHead):
             "conv_dim": head.CONV_DIM,
             "num_convs": head.NUM_CONV,
             "norm": head.NORM,
+            "mlp_branch": cfg.PSIS.MLP_BRANCH,
+            "mlp_dim": cfg.PSIS.MLP_BRANCH_DIM,
         }
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, num_outputs, 2P, 2P]."""
-        return self.predictor(self.trunk(self.regularise(context.features)))
+        x = self.trunk(self.regularise(context.features))
+        if self.mlp is None:
+            return self.predictor(x)
+        x = self.predictor.upsample(x)
+        return self.predictor[-1](x) + self.mlp(x)
