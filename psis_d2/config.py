@@ -58,6 +58,8 @@ def add_psis_config(cfg: CN) -> None:
 
     _add_maskx_config(cfg)
     _add_hourglass_config(cfg)
+    _add_fcos_config(cfg)
+    _add_retinanet_config(cfg)
     _add_shapeprop_config(cfg)
 
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
@@ -89,6 +91,78 @@ def _add_hourglass_config(cfg: CN) -> None:
     # Residual blocks of every scale. [4, 4, 4, 4, 4, 8] = Hourglass-100; Hourglass-20 has three
     # scales, [1, 2, 2] with channels [128, 128, 192].
     node.BLOCKS = [2, 2, 2, 2, 2, 4]
+
+
+def _add_fcos_config(cfg: CN) -> None:
+    """FCOS (Tian et al., ICCV 2019); "released code" is AdelaiDet's, which CPMask's stands on.
+
+    The number of classes is ``MODEL.ROI_HEADS.NUM_CLASSES``, as with every detector.
+    """
+    node = cfg.PSIS.FCOS = CN()
+    # Feature maps, from high to low resolution (paper: P3 to P7).
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # A level predicts boxes whose farthest side is at most so many pixels away, and farther than
+    # the level before allows; the last level has no limit (paper sec. 3.2).
+    node.REGRESSION_LIMITS = [64, 128, 256, 512]
+    # Only locations this many strides around a box's centre are positive; 0 = the whole box
+    # (first version of the paper), 1.5 in the released code.
+    node.CENTER_RADIUS = 1.5
+    # Convolutions of each of the two towers (paper: 4) ...
+    node.TOWER_CONVS = 4
+    # ... their width (paper: that of the FPN) ...
+    node.TOWER_DIM = 256
+    # ... and their norm.
+    node.NORM = "GN"
+    # A learned scalar a level on the regression (paper sec. 3.2).
+    node.LEVEL_SCALES = True
+    # Regress distances in strides, cut at 0 (released code), or exponentiate and regress pixels
+    # (paper Eq. 1).
+    node.NORM_REG_TARGETS = True
+    # The tower that centerness is read from: regression (released code) | classification (paper).
+    node.CENTERNESS_ON = "regression"
+    # Score = sqrt(class probability * centerness) (released code); False: class probability.
+    node.CENTERNESS_IN_RANKING = True
+    # Compare class probability * centerness with the score threshold (BoxInst's configs), not the
+    # class probability alone (released code's default).
+    node.CENTERNESS_IN_THRESHOLD = False
+    # Initial class probability (focal loss paper, sec. 4.1).
+    node.PRIOR_PROB = 0.01
+    # Focal loss (released code).
+    node.FOCAL_LOSS_ALPHA = 0.25
+    node.FOCAL_LOSS_GAMMA = 2.0
+    # giou (released code) | diou | ciou, weighted by centerness.
+    node.BBOX_REG_LOSS_TYPE = "giou"
+    # Class probability that a proposal needs (CPMask's released code: 0.03, AdelaiDet: 0.05).
+    node.SCORE_THRESH_TRAIN = 0.03
+    node.SCORE_THRESH_TEST = 0.03
+    # Candidates of a level before non-maximum suppression (released code).
+    node.PRE_NMS_TOPK_TRAIN = 1000
+    node.PRE_NMS_TOPK_TEST = 1000
+    node.NMS_THRESH = 0.6
+    # Proposals for the mask branch in training (released code); at test time there are
+    # TEST.DETECTIONS_PER_IMAGE.
+    node.POST_NMS_TOPK_TRAIN = 100
+
+
+def _add_retinanet_config(cfg: CN) -> None:
+    """What Detectron2's ``MODEL.RETINANET`` lacks; "released code" is RetinaMask's.
+
+    ``MODEL.RETINANET.BBOX_REG_LOSS_TYPE`` may also be "self_adjusting", RetinaMask's smooth L1.
+    The number of classes is ``MODEL.ROI_HEADS.NUM_CLASSES``, as with every detector.
+    """
+    node = cfg.PSIS.RETINANET = CN()
+    # The focal loss is divided by the number of positive anchors (paper) or by that plus the number
+    # of images, "positives_and_images" (released code).
+    node.CLS_NORMALIZER = "positives"
+    # Weight of the box loss (ShapeMask's released code weighs it up).
+    node.BOX_LOSS_WEIGHT = 1.0
+    # self_adjusting: share of the new batch in the running mean and variance (released code) ...
+    node.SELF_ADJUST_MOMENTUM = 0.1
+    # ... and bounds of the point where the loss turns from quadratic to linear (released code).
+    node.SELF_ADJUST_BETA = [0.001, 0.11]
+    # Proposals for the mask branch in training: class probability, and how many (released code).
+    node.SCORE_THRESH_TRAIN = 0.05
+    node.DETECTIONS_PER_IMAGE_TRAIN = 100
 
 
 def _add_shapeprop_config(cfg: CN) -> None:

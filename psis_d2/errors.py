@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -10,6 +11,17 @@ class UserError(Exception):
     Entry points print it as ``error: <sentence>`` and exit with status 2 instead of showing a
     traceback; everything else that goes wrong is a fault of the code and keeps its traceback.
     """
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Turn down a value that is not among the choices of its config key.
+
+    Raises:
+        UserError: naming the key, the value and the choices.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise UserError(f"{key} is '{value}'; choose one of {', '.join(choices)}.")
 
 
 @contextlib.contextmanager

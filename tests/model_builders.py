@@ -34,14 +34,17 @@ def tiny_config(*overrides, config: str = "quick/Base-shapes.yaml") -> CfgNode:
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 16])
     cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32])
     cfg.merge_from_list(["PSIS.SHAPEPROP.TOWER_DIM", 16, "PSIS.SHAPEPROP.EMBED_DIM", 8])
+    cfg.merge_from_list(["PSIS.FCOS.TOWER_DIM", 16])
     cfg.merge_from_list(list(overrides))
     return cfg
 
 
-def tiny_model(*overrides, seed: int = 0) -> torch.nn.Module:
+def tiny_model(
+    *overrides, seed: int = 0, config: str = "quick/Base-shapes.yaml"
+) -> torch.nn.Module:
     """A randomly initialised model of :func:`tiny_config`, in training mode."""
     torch.manual_seed(seed)
-    return build_model(tiny_config(*overrides))
+    return build_model(tiny_config(*overrides, config=config))
 
 
 def partial_batch(
@@ -81,6 +84,27 @@ def partial_batch(
             | {"instances": instances}
         )
     return batch
+
+
+def flip_masks(batch: list[dict]) -> list[dict]:
+    """The batch with the masks that training may see inverted, in place."""
+    for item in batch:
+        instances = item["instances"]
+        instances.gt_masks.tensor[instances.gt_has_mask] ^= True
+    return batch
+
+
+def annotated_boxes(batch: list[dict]) -> list[Instances]:
+    """The batch's annotated boxes and classes as detections."""
+    return [
+        Instances(
+            truth.image_size,
+            pred_boxes=truth.gt_boxes,
+            pred_classes=truth.gt_classes,
+            scores=torch.ones(len(truth)),
+        )
+        for truth in (item["instances"] for item in batch)
+    ]
 
 
 def training_losses(model: torch.nn.Module, batch: list[dict], seed: int = 0) -> dict:

@@ -10,7 +10,7 @@ from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import GivenBoxModel
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.engine.stages import PARTS, train_only
-from psis_d2.errors import UserError
+from psis_d2.errors import UserError, check_choice
 from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator
 from psis_d2.evaluation.base import write_json
 
@@ -166,10 +166,7 @@ class Trainer(DefaultTrainer):
             {task: {metric: value}}; with several data sets {data set: {task: {...}}}. The same is
             written to ``OUTPUT_DIR/results.json``.
         """
-        if cfg.TEST.BOXES not in TEST_BOXES:
-            raise UserError(
-                f"TEST.BOXES is '{cfg.TEST.BOXES}'; choose one of {', '.join(TEST_BOXES)}."
-            )
+        check_choice("TEST.BOXES", cfg.TEST.BOXES, TEST_BOXES)
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             of_dataset = results[name] = OrderedDict()

@@ -1,3 +1,9 @@
 """Models: importing this package registers every part with Detectron2."""
 
-from psis_d2.modeling import backbones, mask_heads, roi_heads  # noqa: F401
+from psis_d2.modeling import (  # noqa: F401
+    backbones,
+    detection_roi_heads,
+    detectors,
+    mask_heads,
+    roi_heads,
+)

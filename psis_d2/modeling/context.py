@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class SampledRegions:
-    """All proposals that the box branch was trained on, background included (training only)."""
+    """All sampled proposals, background included (training only).
+
+    They are what the box branch is trained on, where there is one.
+    """
 
     features: Tensor
     """float [S, C, P, P], pooled as the mask regions are."""
@@ -45,7 +48,8 @@ class RegionContext:
     pool: Callable[[list[Boxes]], Tensor]
     """Pools any other boxes (one `Boxes` an image, input pixels) from the same feature maps."""
     box_predictor: nn.Module | None = None
-    """The detector's live box predictor, for heads that read its weights."""
+    """The detector's live box predictor, for heads that read its weights and say so by
+    ``needs_box_predictor``; None behind a one-stage detector."""
     targets: list[Instances] | None = None
     """Training: the images' annotations, with ``gt_masks`` where there are masks."""
     sampled: SampledRegions | None = None

@@ -5,7 +5,7 @@ a mask, cut from sampled proposals, annotated boxes or jittered annotated boxes 
 methods), in one typed :class:`~psis_d2.modeling.context.RegionContext`.
 """
 
-from psis_d2.errors import UserError
+from psis_d2.errors import check_choice
 from psis_d2.modeling.context import RegionContext, SampledRegions
 
 import torch
@@ -62,11 +62,7 @@ class PartialROIHeads(StandardROIHeads):
         self, *, mask_train_boxes: str = "proposals", box_jitter_std: float = 0.1, **kwargs
     ):
         super().__init__(**kwargs)
-        if mask_train_boxes not in MASK_TRAIN_BOXES:
-            raise UserError(
-                f"PSIS.MASK_TRAIN_BOXES is '{mask_train_boxes}'; choose one of "
-                f"{', '.join(MASK_TRAIN_BOXES)}."
-            )
+        check_choice("PSIS.MASK_TRAIN_BOXES", mask_train_boxes, MASK_TRAIN_BOXES)
         self.mask_train_boxes = mask_train_boxes
         self.box_jitter_std = box_jitter_std
 

@@ -13,6 +13,8 @@ from model_builders import (
     HOURGLASS,
     MASKX,
     SHAPEPROP,
+    annotated_boxes,
+    flip_masks,
     partial_batch,
     tiny_model,
     training_losses,
@@ -36,10 +38,7 @@ def test_garbage_in_unseen_masks_changes_no_loss(head, boxes):
     for name in clean:
         assert torch.equal(clean[name], dirty[name]), name
     # ... while the masks that count do count:
-    flipped = partial_batch(MIXED)
-    for image in flipped:
-        seen = image["instances"].gt_has_mask
-        image["instances"].gt_masks.tensor[seen] ^= True
+    flipped = flip_masks(partial_batch(MIXED))
     assert not torch.equal(training_losses(model, flipped)["loss_mask"], clean["loss_mask"])
 
 
@@ -113,17 +112,8 @@ def test_jitter_keeps_a_box_that_would_leave_the_image():
 def test_given_boxes_get_masks(head):
     model = tiny_model(*head).eval()
     batch = partial_batch([[True, True], []])
-    given = [
-        Instances(
-            item["instances"].image_size,
-            pred_boxes=item["instances"].gt_boxes,
-            pred_classes=item["instances"].gt_classes,
-            scores=torch.ones(len(item["instances"])),
-        )
-        for item in batch
-    ]
     with torch.no_grad():
-        outputs = model.inference(batch, given)
+        outputs = model.inference(batch, annotated_boxes(batch))
     assert outputs[0]["instances"].pred_masks.shape == (2, 64, 64)
     assert outputs[1]["instances"].pred_masks.shape == (0, 64, 64)
 

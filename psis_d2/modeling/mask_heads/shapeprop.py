@@ -14,7 +14,7 @@ only for regions whose result is used (mask-annotated foreground in training, de
 time); the classifier alone sees all samples.
 """
 
-from psis_d2.errors import UserError
+from psis_d2.errors import check_choice
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
@@ -50,9 +50,11 @@ def activating_loss(logits: Tensor, classes: Tensor, kind: str = "softmax_ce") -
             every other class; the sum is divided by S * K. It is unbounded below.
 
     Returns:
-        float scalar.
+        float scalar; 0 without a region, which only a one-stage detector brings about.
     """
     scores = logits.mean(dim=(2, 3))
+    if len(classes) == 0:
+        return scores.sum()
     if kind == "softmax_ce":
         return F.cross_entropy(scores, classes)
     num_classes = scores.shape[1] - 1
@@ -203,10 +205,7 @@ class ShapePropMaskHead(RegionMaskHead):
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.SHAPEPROP
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         for key, choices in _CHOICES.items():
-            if node[key] not in choices:
-                raise UserError(
-                    f"PSIS.SHAPEPROP.{key} is '{node[key]}'; choose one of {', '.join(choices)}."
-                )
+            check_choice(f"PSIS.SHAPEPROP.{key}", node[key], choices)
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,

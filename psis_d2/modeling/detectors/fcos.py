@@ -1,0 +1,299 @@
+"""FCOS (Tian et al., ICCV 2019): every cell of a feature map predicts a class and its box's sides.
+
+A cell is Detectron2's anchor of one stride: its centre is the location, its side the stride. The
+defaults are those of AdelaiDet's FCOS, which CPMask's released code stands on.
+"""
+
+import math
+
+from psis_d2.errors import UserError, check_choice
+from psis_d2.modeling.detectors.dense import (
+    BOX_LOSSES,
+    DenseDetector,
+    DensePredictions,
+    ProposalSelection,
+    focal_loss,
+    mean_over_processes,
+    tower_norm,
+)
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+CENTERNESS_BRANCHES = ("regression", "classification")
+
+
+def box_sides(centres: Tensor, boxes: Tensor) -> Tensor:
+    """Distances from points to the left, top, right and bottom side of boxes.
+
+    Args:
+        centres: float [..., 2], x and y.
+        boxes: float [..., 4], XYXY, broadcast against `centres`.
+
+    Returns:
+        float [..., 4]; all are positive for a point inside.
+    """
+    return torch.cat([centres - boxes[..., :2], boxes[..., 2:] - centres], dim=-1)
+
+
+def assign_locations(
+    centres: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
+) -> Tensor:
+    """The object that each location has to predict.
+
+    A location belongs to an object if it lies inside its box and, with centre sampling, less than
+    `radius` strides from the box's centre in x and in y; and if the farthest side of the box is
+    within the regression range of the location's level. Of several such objects the smallest wins.
+
+    Args:
+        centres: float [R, 2], pixels.
+        strides: float [R].
+        ranges: float [R, 2], least and largest distance to the farthest side, both included.
+        boxes: float [G, 4], XYXY.
+        radius: of centre sampling, in strides; 0 for none.
+
+    Returns:
+        int64 [R], rows of `boxes`; -1 for background.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(centres),), -1, dtype=torch.int64, device=centres.device)
+    sides = box_sides(centres[:, None], boxes[None])
+    belongs = sides.amin(dim=2) > 0
+    if radius > 0:
+        offset = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2).abs().amax(dim=2)
+        belongs &= offset < radius * strides[:, None]
+    farthest = sides.amax(dim=2)
+    belongs &= (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    smallest, index = areas.expand(len(centres), -1).masked_fill(~belongs, math.inf).min(dim=1)
+    return index.masked_fill(smallest.isinf(), -1)
+
+
+def centerness_targets(sides: Tensor) -> Tensor:
+    """How central locations are in their boxes (paper Eq. 3): float [P, 4] sides to [P] in [0, 1].
+
+    1 at the centre, 0 on a side.
+    """
+    x, y = sides[:, 0::2], sides[:, 1::2]
+    return (x.amin(1) / x.amax(1) * (y.amin(1) / y.amax(1))).sqrt()
+
+
+class FCOSHead(RetinaNetHead):
+    """Detectron2's two towers, with centerness and a scale of the regression a level.
+
+    Args:
+        input_shape: shapes of the feature maps.
+        num_classes, conv_dims, norm, prior_prob: see Detectron2's ``RetinaNetHead``.
+        centerness_on: "regression" or "classification", the tower that centerness is read from.
+        level_scales: whether each level multiplies the regression by a learned scalar.
+        exponential: whether the regression is exponentiated, so that it is positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        num_classes: int,
+        conv_dims: list[int],
+        norm,
+        prior_prob: float,
+        centerness_on: str,
+        level_scales: bool,
+        exponential: bool,
+    ):
+        super().__init__(
+            input_shape=input_shape,
+            num_classes=num_classes,
+            num_anchors=1,
+            conv_dims=conv_dims,
+            norm=norm,
+            prior_prob=prior_prob,
+        )
+        self.centerness_on = centerness_on
+        self.exponential = exponential
+        self.centerness = nn.Conv2d(conv_dims[-1], 1, kernel_size=3, padding=1)
+        nn.init.normal_(self.centerness.weight, std=0.01)
+        nn.init.zeros_(self.centerness.bias)
+        self.scales = nn.Parameter(torch.ones(len(input_shape)), requires_grad=level_scales)
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits [N, K, H, W], regression [N, 4, H, W], centerness [N, 1, H, W] of each level."""
+        logits, sides, centerness = [], [], []
+        for scale, feature in zip(self.scales, features, strict=True):
+            towers = {
+                "classification": self.cls_subnet(feature),
+                "regression": self.bbox_subnet(feature),
+            }
+            logits.append(self.cls_score(towers["classification"]))
+            regression = self.bbox_pred(towers["regression"]) * scale
+            sides.append(regression.exp() if self.exponential else regression)
+            centerness.append(self.centerness(towers[self.centerness_on]))
+        return logits, sides, centerness
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class FCOS(DenseDetector):
+    """FCOS as a proposal generator.
+
+    Losses are ``loss_cls`` (focal, over the number of positive locations), ``loss_box_reg`` (of
+    decoded boxes, weighted by the centerness target and divided by its sum) and
+    ``loss_centerness`` (binary cross-entropy over the positive locations).
+
+    Args:
+        regression_limits: float [levels - 1], largest distance to the farthest side of a box of
+            each level but the last; increasing.
+        centre_radius: see :func:`assign_locations`.
+        box_loss: "giou", "diou" or "ciou".
+        centerness_in_ranking: whether the score is sqrt(class probability * centerness) instead of
+            the class probability.
+        centerness_in_threshold: whether the score threshold is on class probability * centerness
+            instead of the class probability.
+        **kwargs: see :class:`DenseDetector`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        regression_limits: list[float],
+        centre_radius: float,
+        box_loss: str,
+        centerness_in_ranking: bool,
+        centerness_in_threshold: bool,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        bounds = [0.0, *regression_limits, math.inf]
+        self.level_ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+        self.centre_radius = centre_radius
+        self.box_loss = BOX_LOSSES[box_loss]
+        self.centerness_in_ranking = centerness_in_ranking
+        self.centerness_in_threshold = centerness_in_threshold
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        node = cfg.PSIS.FCOS
+        check_choice("PSIS.FCOS.CENTERNESS_ON", node.CENTERNESS_ON, CENTERNESS_BRANCHES)
+        check_choice("PSIS.FCOS.BBOX_REG_LOSS_TYPE", node.BBOX_REG_LOSS_TYPE, BOX_LOSSES)
+        limits = list(node.REGRESSION_LIMITS)
+        if len(limits) != len(node.IN_FEATURES) - 1 or limits != sorted(limits):
+            raise UserError(
+                f"PSIS.FCOS.REGRESSION_LIMITS is {limits}; give {len(node.IN_FEATURES) - 1} "
+                "increasing numbers, one for each of PSIS.FCOS.IN_FEATURES but the last."
+            )
+        shapes = [input_shape[name] for name in node.IN_FEATURES]
+        strides = [shape.stride for shape in shapes]
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return {
+            "head": FCOSHead(
+                input_shape=shapes,
+                num_classes=num_classes,
+                conv_dims=[node.TOWER_DIM] * node.TOWER_CONVS,
+                norm=tower_norm(node.NORM),
+                prior_prob=node.PRIOR_PROB,
+                centerness_on=node.CENTERNESS_ON,
+                level_scales=node.LEVEL_SCALES,
+                exponential=not node.NORM_REG_TARGETS,
+            ),
+            "in_features": node.IN_FEATURES,
+            "anchor_generator": DefaultAnchorGenerator(
+                sizes=[[stride] for stride in strides],
+                aspect_ratios=[1.0],
+                strides=strides,
+                offset=0.5,
+            ),
+            "box2box_transform": Box2BoxTransformLinear(normalize_by_size=node.NORM_REG_TARGETS),
+            "num_classes": num_classes,
+            "focal_alpha": node.FOCAL_LOSS_ALPHA,
+            "focal_gamma": node.FOCAL_LOSS_GAMMA,
+            "train_selection": ProposalSelection(
+                # Nothing but a mask branch needs proposals in training.
+                node.SCORE_THRESH_TRAIN if cfg.MODEL.MASK_ON else math.inf,
+                node.PRE_NMS_TOPK_TRAIN,
+                node.NMS_THRESH,
+                node.POST_NMS_TOPK_TRAIN,
+            ),
+            "test_selection": ProposalSelection(
+                node.SCORE_THRESH_TEST,
+                node.PRE_NMS_TOPK_TEST,
+                node.NMS_THRESH,
+                cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
+            "regression_limits": limits,
+            "centre_radius": node.CENTER_RADIUS,
+            "box_loss": node.BBOX_REG_LOSS_TYPE,
+            "centerness_in_ranking": node.CENTERNESS_IN_RANKING,
+            "centerness_in_threshold": node.CENTERNESS_IN_THRESHOLD,
+        }
+
+    @torch.no_grad()
+    def label_locations(
+        self, anchors: list[Boxes], targets: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Class and box that every location has to predict.
+
+        Returns:
+            int64 [N, R] in [0, K], K = background; float [N, R, 4], of no meaning for background.
+        """
+        cells = cat([x.tensor for x in anchors])
+        ranges = cat(
+            [
+                x.tensor.new_tensor(bounds).expand(len(x), 2)
+                for x, bounds in zip(anchors, self.level_ranges, strict=True)
+            ]
+        )
+        centres, strides = (cells[:, :2] + cells[:, 2:]) / 2, cells[:, 2] - cells[:, 0]
+        labels, boxes = [], []
+        for target in targets:
+            index = assign_locations(
+                centres, strides, ranges, target.gt_boxes.tensor, self.centre_radius
+            )
+            # One row more than objects: index -1 is background.
+            none = target.gt_classes.new_full((1,), self.num_classes)
+            labels.append(torch.cat([target.gt_classes, none])[index])
+            boxes.append(torch.cat([target.gt_boxes.tensor, cells[:1]])[index])
+        return torch.stack(labels), torch.stack(boxes)
+
+    def losses(
+        self, anchors: list[Boxes], predictions: DensePredictions, targets: list[Instances]
+    ) -> dict[str, Tensor]:
+        """See the class."""
+        labels, boxes = self.label_locations(anchors, targets)
+        positive = labels < self.num_classes
+        cells = cat([x.tensor for x in anchors]).expand_as(boxes)[positive]
+        boxes = boxes[positive]
+        logits = torch.cat(predictions.logits, dim=1)
+        deltas = torch.cat(predictions.deltas, dim=1)[positive]
+        centerness = torch.cat(predictions.centerness, dim=1)[positive]
+
+        count = mean_over_processes(positive.sum()).clamp(min=1)
+        central = centerness_targets(box_sides((cells[:, :2] + cells[:, 2:]) / 2, boxes))
+        box_losses = self.box_loss(self.box2box_transform.apply_deltas(deltas, cells), boxes)
+        total_central = mean_over_processes(central.sum()).clamp(min=1e-6)
+        return {
+            "loss_cls": focal_loss(logits, labels, self.focal_alpha, self.focal_gamma) / count,
+            "loss_box_reg": (box_losses * central).sum() / total_central,
+            "loss_centerness": F.binary_cross_entropy_with_logits(
+                centerness, central, reduction="sum"
+            )
+            / count,
+        }
+
+    def scores(self, predictions: DensePredictions, threshold: float) -> list[Tensor]:
+        """Class probabilities, with centerness where it is configured; 0 below the threshold."""
+        scores = []
+        for logits, centerness in zip(predictions.logits, predictions.centerness, strict=True):
+            probability = logits.sigmoid()
+            product = probability * centerness.sigmoid()[..., None]
+            compared = product if self.centerness_in_threshold else probability
+            ranked = product.sqrt() if self.centerness_in_ranking else probability
+            scores.append(ranked * (compared > threshold))
+        return scores
