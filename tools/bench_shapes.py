@@ -122,6 +122,11 @@ def main() -> None:
     parser.add_argument(
         "--write-expected", action="store_true", help="update EXPECTED_RESULTS of the quick configs"
     )
+    parser.add_argument(
+        "--page-only",
+        action="store_true",
+        help="train nothing: the page of the runs that are there",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     args = parser.parse_args()
     if args.fresh:
@@ -130,6 +135,8 @@ def main() -> None:
     get_dataset_dicts("partial_shapes_train")  # made once, before the runs race for it
 
     tasks = [(name, seed) for seed in args.seeds for name in configs]
+    if args.page_only:
+        tasks = [(n, s) for n, s in tasks if (args.output / f"{n}-{s}" / "run.json").exists()]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     runs: dict[str, list[dict]] = {name: [] for name in configs}
 
@@ -150,6 +157,8 @@ def main() -> None:
         Row("box_fill", "Whole box filled, no model", [box_fill_results(DATASET, seen)], [], [])
     ]
     for name, done in runs.items():
+        if not done:
+            continue
         columns = ([d[key] for d in done] for key in ("results", "minutes", "commit"))
         rows.append(Row(name, title_of(configs[name]), *columns))
         if args.write_expected:

@@ -154,11 +154,11 @@ def expected_results(row: Row) -> list[list]:
 
 def render_table(rows: Sequence[Row]) -> str:
     """The markdown table of the rows."""
-    lines = ["| method | row | " + " | ".join(c[0] for c in COLUMNS) + " | minutes |"]
-    lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 1))
+    lines = ["| method | row | seeds | " + " | ".join(c[0] for c in COLUMNS) + " | minutes |"]
+    lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 2))
     for row in rows:
         cells = [spread(row.values(task, metric)) for _, task, metric in COLUMNS]
-        cells.append(spread(row.minutes) if row.minutes else "-")
+        cells = [str(len(row.minutes) or "-"), *cells, spread(row.minutes)]
         lines.append(f"| {row.title} | `{row.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ def test_spread():
 def test_unmeasured_cells_are_dashes():
     table = render_table([row("agnostic", [40.0, 50.0])])
     last = table.splitlines()[-1]
-    assert last.startswith("| Agnostic | `agnostic` | 60.0 ± 0.0 | 45.0 ± 7.1 | 60.0 ± 0.0 |")
+    assert last.startswith("| Agnostic | `agnostic` | 1 | 60.0 ± 0.0 | 45.0 ± 7.1 | 60.0 ± 0.0 |")
     assert last.endswith("| - | - | - | - | 2.0 |")
 
 
