@@ -28,14 +28,14 @@ AffinityAttentionShape check_affinity_attention(const at::Tensor& theta, const a
   TORCH_CHECK_VALUE(phi.sizes() == theta.sizes(), kOp, ": phi ", phi.sizes(),
                     " must have the shape of theta ", theta.sizes(), ".");
   const int64_t n = theta.size(0), height = theta.size(2), width = theta.size(3);
-  TORCH_CHECK_VALUE(value.dim() == 4 && value.size(0) == n && value.size(2) == height &&
-                        value.size(3) == width,
-                    kOp, ": value ", value.sizes(), " does not fit theta ", theta.sizes(),
-                    ": it must be [N, G, H, W].");
+  TORCH_CHECK_VALUE(
+      value.dim() == 4 && value.size(0) == n && value.size(2) == height && value.size(3) == width,
+      kOp, ": value ", value.sizes(), " does not fit theta ", theta.sizes(),
+      ": it must be [N, G, H, W].");
   TORCH_CHECK_VALUE(foreground.dim() == 3 && foreground.size(0) == n &&
                         foreground.size(1) == height && foreground.size(2) == width,
-                    kOp, ": foreground ", foreground.sizes(), " does not fit theta ",
-                    theta.sizes(), ": it must be [N, H, W].");
+                    kOp, ": foreground ", foreground.sizes(), " does not fit theta ", theta.sizes(),
+                    ": it must be [N, H, W].");
   TORCH_CHECK_VALUE(theta.size(1) > 0 && height * width > 0, kOp, ": theta ", theta.sizes(),
                     " has no channels or no pixels.");
   check_like_theta("phi", phi, theta);
@@ -48,10 +48,12 @@ AffinityAttentionShape check_affinity_attention(const at::Tensor& theta, const a
   return {n, theta.size(1), value.size(1), height * width};
 }
 
-AffinityAttentionShape check_affinity_attention_bwd(
-    const at::Tensor& grad_attended, const at::Tensor& grad_sums, const at::Tensor& theta,
-    const at::Tensor& phi, const at::Tensor& value, const at::Tensor& foreground,
-    const at::Tensor& stats, bool unbiased) {
+AffinityAttentionShape check_affinity_attention_bwd(const at::Tensor& grad_attended,
+                                                    const at::Tensor& grad_sums,
+                                                    const at::Tensor& theta, const at::Tensor& phi,
+                                                    const at::Tensor& value,
+                                                    const at::Tensor& foreground,
+                                                    const at::Tensor& stats, bool unbiased) {
   const AffinityAttentionShape shape =
       check_affinity_attention(theta, phi, value, foreground, /*eps=*/0, unbiased);
   TORCH_CHECK_VALUE(grad_attended.sizes() == value.sizes(), kOp, ": grad_attended ",

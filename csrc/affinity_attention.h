@@ -1,4 +1,5 @@
-// Attention by pixel affinities with the affinities' sums over a foreground: what the backends share.
+// Attention by pixel affinities with the affinities' sums over a foreground: what the backends
+// share.
 //
 // Shape legend: N regions, C channels that affinities are made of, G channels of the value, H x W
 // map, L = H * W pixels.
@@ -38,10 +39,12 @@ AffinityAttentionShape check_affinity_attention(const at::Tensor& theta, const a
 
 // The same for the backward op.
 //   grad_attended [N, G, H, W], grad_sums [N, L], stats [N, kAffinityStats, L]
-AffinityAttentionShape check_affinity_attention_bwd(
-    const at::Tensor& grad_attended, const at::Tensor& grad_sums, const at::Tensor& theta,
-    const at::Tensor& phi, const at::Tensor& value, const at::Tensor& foreground,
-    const at::Tensor& stats, bool unbiased);
+AffinityAttentionShape check_affinity_attention_bwd(const at::Tensor& grad_attended,
+                                                    const at::Tensor& grad_sums,
+                                                    const at::Tensor& theta, const at::Tensor& phi,
+                                                    const at::Tensor& value,
+                                                    const at::Tensor& foreground,
+                                                    const at::Tensor& stats, bool unbiased);
 
 // What the variance is multiplied with: c / (c - 1) if it is the unbiased one.
 inline double variance_factor(int64_t channels, bool unbiased) {

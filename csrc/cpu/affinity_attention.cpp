@@ -1,5 +1,5 @@
-// CPU kernels of affinity_attention: threads over regions. Affinities exist for one block of rows at
-// a time; products are PyTorch's library's, the rest is in affinity_attention_rows.h.
+// CPU kernels of affinity_attention: threads over regions. Affinities exist for one block of rows
+// at a time; products are PyTorch's library's, the rest is in affinity_attention_rows.h.
 #include "../affinity_attention.h"
 
 #include <ATen/AccumulateType.h>
@@ -99,8 +99,8 @@ void forward_region(const at::Tensor& theta, const at::Tensor& phi, const at::Te
     const int64_t rows = std::min(kBlockRows, pixels - first);
     at::Tensor s = block.narrow(0, 0, rows);
     at::addmm_out(s, s, queries.narrow(1, first, rows).t(), keys, 0, scale);
-    softmax(data<T>(s), data<T>(foreground), data<T>(sums) + first,
-            stat + kLogSum * pixels + first, rows, pixels);
+    softmax(data<T>(s), data<T>(foreground), data<T>(sums) + first, stat + kLogSum * pixels + first,
+            rows, pixels);
     at::Tensor out = attended.narrow(1, first, rows);
     at::mm_out(out, value, s.t());
   }

@@ -113,8 +113,8 @@ PSIS_D2_INLINE void softmax_rows(T* s, const T* foreground, T* sums, T* log_sums
   }
 }
 
-// Rows of logits s to the softmax, and its gradient grad [rows, L] (without the part that comes from
-// the sums) to the gradient of the logits, both in place.
+// Rows of logits s to the softmax, and its gradient grad [rows, L] (without the part that comes
+// from the sums) to the gradient of the logits, both in place.
 //   foreground [L], grad_sums and log_sums [rows]; grad_foreground [L] is added to
 template <typename T>
 PSIS_D2_INLINE void softmax_rows_grad(T* __restrict s, T* __restrict grad,

@@ -14,6 +14,7 @@ _BUILD_COMMAND = "python setup.py build_ext --inplace"
 _DEVICES = ("cpu", "cuda")
 # Device types that an op has kernels for.
 _KERNELS = {
+    "affinity_attention": _DEVICES,
     "message_passing": _DEVICES,
     "shape_prior_blend": _DEVICES,
 }
