@@ -1,15 +1,18 @@
 """What the benchmarks share: the environment line, timing, the correctness gate, the table."""
 
 import csv
+import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 
 def describe_environment(device: str) -> str:
@@ -49,6 +52,34 @@ def milliseconds(function: Callable[[], object], device: str, seconds: float) ->
             function()
             times.append((time.perf_counter() - before) * 1e3)
     return statistics.median(times) if device == "cuda" else min(times)
+
+
+def peak_megabytes(function: Callable[[], object], device: str) -> float:
+    """Memory of one call at its peak, above what there was before, in MB of 10^6 bytes.
+
+    Args:
+        function: what to measure; called once before for warm-up.
+        device: "cpu" or "cuda".
+    """
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.load(file)["traceEvents"]
+    changes = [e for e in events if e.get("name") == "[memory]"]
+    in_use = peak = 0
+    for event in sorted(changes, key=lambda e: e["ts"]):
+        in_use += event["args"]["Bytes"]
+        peak = max(peak, in_use)
+    return peak / 1e6
 
 
 def run(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
