@@ -71,9 +71,10 @@ def peak_megabytes(function: Callable[[], object], device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        profiler.export_chrome_trace(file.name)
-        events = json.load(file)["traceEvents"]
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
     changes = [e for e in events if e.get("name") == "[memory]"]
     in_use = peak = 0
     for event in sorted(changes, key=lambda e: e["ts"]):
