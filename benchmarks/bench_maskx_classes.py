@@ -86,9 +86,9 @@ FORMS = {"own kernel": own_kernel, "all kernels": all_kernels}
 
 
 def train_step(form, head: MaskXMaskHead, context: RegionContext, targets: Tensor) -> None:
-    """Loss and gradients of all the head's parameters."""
-    head.zero_grad(set_to_none=True)
+    """Loss and gradients of all the head's parameters, which are then dropped."""
     mask_bce(form(head, context), targets, context.classes).backward()
+    head.zero_grad(set_to_none=True)
 
 
 def exact_logits(head: MaskXMaskHead, predictor, context: RegionContext) -> Tensor:
