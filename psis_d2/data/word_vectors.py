@@ -33,7 +33,7 @@ def read_class_vectors(path: str, class_names: list[str]) -> Tensor:
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                word, _, rest = line.partition(" ")
+                word, _, rest = line.rstrip("\n").partition(" ")
                 if word in wanted and word not in vectors:
                     vectors[word] = _parse(rest, f"Line {number} of the embedding file {path}")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,12 +2,23 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.mask_heads.hourglass import Hourglass, ResidualBlock
+from psis_d2.modeling.mask_heads.hourglass import (
+    Hourglass,
+    HourglassMaskHead,
+    ResidualBlock,
+)
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 
-from model_builders import HOURGLASS, tiny_config, tiny_model
+from model_builders import HOURGLASS, tiny_config
+
+
+def build_head(*keys, side: int = 14) -> HourglassMaskHead:
+    return HourglassMaskHead(
+        tiny_config(*HOURGLASS, *keys), ShapeSpec(channels=16, height=side, width=side)
+    )
 
 
 def longest_path(hourglass: Hourglass) -> int:
@@ -59,19 +70,16 @@ def test_residual_block_by_hand():
     assert block(x).flatten().tolist() == [5.0, 0.0, 2.5, 0.0]
 
 
-def test_side_of_the_masks_follows_the_pooler():
+def test_masks_have_twice_the_side_of_the_regions():
     for side in (8, 14):
-        model = tiny_model(*HOURGLASS, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", side)
-        head = model.roi_heads.mask_head
-        assert head.predictor(head.trunk(torch.randn(3, 16, side, side))).shape == (
-            *(3, 1),
-            *(2 * side, 2 * side),
-        )
+        head = build_head(side=side)
+        logits = head.predictor(head.trunk(torch.randn(3, 16, side, side)))
+        assert logits.shape == (3, 1, 2 * side, 2 * side)
 
 
 def test_one_region_is_enough_to_train_on():
     """No statistics of the batch: a region's logits do not depend on the others."""
-    head = tiny_model(*HOURGLASS).roi_heads.mask_head.train()
+    head = build_head().train()
     x = torch.randn(3, 16, 14, 14)
     together, alone = head.predictor(head.trunk(x))[:1], head.predictor(head.trunk(x[:1]))
     torch.testing.assert_close(together, alone)
@@ -84,8 +92,9 @@ def test_one_region_is_enough_to_train_on():
         (("PSIS.HOURGLASS.BLOCKS", [1], "PSIS.HOURGLASS.CHANNELS", [8]), "two or more"),
         (("PSIS.HOURGLASS.BLOCKS", [1, 0]), "all positive"),
         (("MODEL.ROI_MASK_HEAD.NORM", "SyncBN"), "NORM is 'SyncBN'.*choose GN"),
+        (("PSIS.MLP_BRANCH", True), "HourglassMaskHead has no place for it"),
     ],
 )
 def test_bad_options(keys, words):
     with pytest.raises(UserError, match=words):
-        tiny_model(*HOURGLASS, *keys)
+        build_head(*keys)

@@ -1,9 +1,11 @@
 """MaskX R-CNN: which weights T reads, where gradients go, logits by hand, what it costs."""
 
 import psis_d2  # noqa: F401
+from psis_d2.data.splits import NAMED_SPLITS
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads.blocks import MaskMLP
+from psis_d2.modeling.mask_heads.fcn import FCNMaskHead
 from psis_d2.modeling.mask_heads.maskx import (
     MaskXMaskHead,
     detection_weights,
@@ -18,9 +20,17 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model_builders import MASKX, MLP, partial_batch, tiny_model, training_losses
+from model_builders import (
+    MASKX,
+    MLP,
+    partial_batch,
+    tiny_config,
+    tiny_model,
+    training_losses,
+)
 
 MIXED = [[True, False, True], [False, True]]
+SHAPE = ShapeSpec(channels=16, height=14, width=14)
 
 
 def box_predictor(num_classes: int, features: int = 2, agnostic: bool = False):
@@ -122,47 +132,52 @@ def test_mlp_is_one_linear_layer_on_the_flattened_map(dim):
 
 
 def test_fcn_head_with_an_mlp():
-    model = tiny_model(*MLP)
-    plain = training_losses(tiny_model(), partial_batch(MIXED))["loss_mask"]
-    loss = training_losses(model, partial_batch(MIXED))["loss_mask"]
-    assert loss.item() != plain.item()
-    loss.backward()
-    assert all(p.grad.abs().max() > 0 for p in model.roi_heads.mask_head.mlp.parameters())
+    head = FCNMaskHead(tiny_config(*MLP), SHAPE).eval()
+    context = regions_of_classes([0, 1], None, channels=16, size=14)
+    logits = head.predict(context)
+    upsampled = head.predictor.upsample(head.trunk(context.features))
+    expected = head.predictor[-1](upsampled) + head.mlp(upsampled)
+    torch.testing.assert_close(logits, expected)
+    logits.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in head.mlp.parameters())
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_mask_loss_and_the_box_predictor(stop):
+    model = tiny_model(*MASKX, "PSIS.MASKX.STOP_GRADIENT", stop)
+    predictor = model.roi_heads.box_predictor
+    losses = training_losses(model, partial_batch(MIXED))
+    losses.pop("loss_mask").backward(retain_graph=True)
+    largest = {
+        n: 0 if p.grad is None else p.grad.abs().max() for n, p in predictor.named_parameters()
+    }
+    assert largest["cls_score.bias"] == largest["bbox_pred.bias"] == 0  # never read
+    assert (largest["cls_score.weight"] == 0) == stop
+    assert (largest["bbox_pred.weight"] == 0) == stop
+    transfer = model.roi_heads.mask_head.transfer
+    assert all(p.grad.abs().max() > 0 for p in transfer.parameters())
+    # the detection losses teach it all the same
+    sum(losses.values()).backward()
+    assert all(p.grad.abs().max() > 0 for p in predictor.parameters())
 
 
 @pytest.mark.parametrize("source", ["cls", "box", "cls+box"])
 @pytest.mark.parametrize("stop", [True, False])
-def test_gradient_to_the_box_predictor(source, stop):
-    keys = ("PSIS.MASKX.INPUT", source, "PSIS.MASKX.STOP_GRADIENT", stop)
-    model = tiny_model(*MASKX, *keys)
-    training_losses(model, partial_batch(MIXED))["loss_mask"].backward()
-    predictor = model.roi_heads.box_predictor
-    gradients = {name: p.grad for name, p in predictor.named_parameters()}
-    if stop:
-        assert all(g is None or not g.any() for g in gradients.values())
-    else:
-        layers = {"cls": ["cls_score"], "box": ["bbox_pred"]}.get(
-            source, ["cls_score", "bbox_pred"]
-        )
-        for layer in layers:
-            assert gradients[f"{layer}.weight"].abs().max() > 0
-        assert gradients["cls_score.bias"] is None  # biases are not read
-    transfer = model.roi_heads.mask_head.transfer
-    assert all(p.grad.abs().max() > 0 for p in transfer.parameters())
-
-
-@pytest.mark.parametrize("stop", [True, False])
-def test_detection_losses_still_teach_the_box_predictor(stop):
-    model = tiny_model(*MASKX, "PSIS.MASKX.STOP_GRADIENT", stop)
-    sum(training_losses(model, partial_batch(MIXED)).values()).backward()
-    assert model.roi_heads.box_predictor.cls_score.weight.grad.abs().max() > 0
+def test_gradient_to_the_layers_that_are_read(source, stop):
+    dims = {"cls": 2, "box": 8, "cls+box": 10}
+    head = small_head(source=source, embedding_dim=dims[source], stop_gradient=stop)
+    predictor = box_predictor(num_classes=3)
+    head.predict(regions_of_classes([2, 0], predictor)).square().sum().backward()
+    for layer, part in (("cls_score", "cls"), ("bbox_pred", "box")):
+        gradient = getattr(predictor, layer).weight.grad
+        read = part in source and not stop
+        assert (gradient is not None and bool(gradient.any())) == read
 
 
 def test_an_unseen_class_follows_its_box_head_row():
     """The live parameters are read: what detection learns moves the kernel at once."""
-    model = tiny_model(*MASKX)
-    head, predictor = model.roi_heads.mask_head, model.roi_heads.box_predictor
-    classes = torch.tensor([3, 15])  # 15 is unseen
+    head = small_head(source="cls+box", embedding_dim=10, num_layers=2)
+    predictor, classes = box_predictor(num_classes=20), torch.tensor([3, 15])  # 15 is unseen
     before = head.class_kernels(predictor, classes)
     with torch.no_grad():
         predictor.cls_score.weight[15] += 1
@@ -228,20 +243,32 @@ def test_structures_of_the_transfer_function(layers, activation, kinds):
     assert transfer(torch.randn(4, 7)).shape == (4, 5)
 
 
+def build_head(*keys) -> MaskXMaskHead:
+    return MaskXMaskHead(tiny_config(*MASKX, *keys), SHAPE)
+
+
 def test_width_of_the_embedding_follows_the_box_head():
     for keys, width in (
         ((), 5 * 32),
         (("PSIS.MASKX.INPUT", "cls"), 32),
         (("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "MODEL.ROI_BOX_HEAD.NUM_CONV", 1), 5 * 256 * 7 * 7),
     ):
-        head = tiny_model(*MASKX, *keys).roi_heads.mask_head
-        assert head.transfer[0].in_features == width
+        assert build_head(*keys).transfer[0].in_features == width
+
+
+def test_the_box_head_is_asked_without_drawing_random_numbers():
+    torch.manual_seed(0)
+    MaskXMaskHead.from_config(tiny_config(*MASKX), SHAPE)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
 
 
 def test_randn_is_the_same_in_every_process_and_not_trained():
-    heads = [
-        tiny_model(*MASKX, "PSIS.MASKX.INPUT", "randn", seed=s).roi_heads.mask_head for s in (0, 1)
-    ]
+    heads = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        heads.append(build_head("PSIS.MASKX.INPUT", "randn"))
     assert heads[0].embeddings.shape == (20, 300)
     assert torch.equal(heads[0].embeddings, heads[1].embeddings)
     assert "embeddings" in heads[0].state_dict()
@@ -249,27 +276,24 @@ def test_randn_is_the_same_in_every_process_and_not_trained():
 
 
 def test_embedding_file(tmp_path):
-    from psis_d2.data.splits import NAMED_SPLITS
-
-    names = sorted(NAMED_SPLITS["shapes"] + NAMED_SPLITS["shapes-swapped"])
+    names = NAMED_SPLITS["shapes"] + NAMED_SPLITS["shapes-swapped"]
     file = tmp_path / "vectors.txt"
     file.write_text("".join(f"{name} {k} 1 -2e-1\n" for k, name in enumerate(names)))
-    model = tiny_model(*MASKX, "PSIS.MASKX.INPUT", str(file))
-    embeddings = model.roi_heads.mask_head.embeddings
-    assert sorted(embeddings[:, 0].tolist()) == list(range(20))
-    assert training_losses(model, partial_batch(MIXED))["loss_mask"].isfinite()
+    head = build_head("PSIS.MASKX.INPUT", str(file))
+    assert sorted(head.embeddings[:, 0].tolist()) == list(range(20))
+    context = regions_of_classes([3, 15], None, channels=16, size=14)
+    assert head.predict(context).shape == (2, 1, 28, 28)
     file.write_text("ring 1 2\n")
     with pytest.raises(UserError, match="no vector for disk.*add a line"):
-        tiny_model(*MASKX, "PSIS.MASKX.INPUT", str(file))
+        build_head("PSIS.MASKX.INPUT", str(file))
 
 
 @pytest.mark.parametrize("source", ["box", "cls+box"])
 def test_box_needs_class_specific_regression(source):
     keys = ("PSIS.MASKX.INPUT", source, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
     with pytest.raises(UserError, match="set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False"):
-        tiny_model(*MASKX, *keys)
-    model = tiny_model(*MASKX, *keys, "PSIS.MASKX.INPUT", "cls")
-    assert training_losses(model, partial_batch(MIXED))["loss_mask"].isfinite()
+        build_head(*keys)
+    build_head(*keys, "PSIS.MASKX.INPUT", "cls")
 
 
 def test_a_detector_without_a_box_head():
@@ -287,4 +311,4 @@ def test_a_detector_without_a_box_head():
 )
 def test_unknown_variants(keys, words):
     with pytest.raises(UserError, match=words):
-        tiny_model(*MASKX, *keys)
+        build_head(*keys)

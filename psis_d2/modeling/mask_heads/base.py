@@ -54,6 +54,8 @@ class RegionMaskHead(nn.Module):
     """Whether the head reads ``RegionContext.box_predictor``, which one-stage detectors lack."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
+    can_fuse_mlp: ClassVar[bool] = False
+    """Whether the head adds an MLP's logits where ``PSIS.MLP_BRANCH`` asks for it."""
 
     def __init__(
         self, *, loss_weight: float = 1.0, channel_dropout: float = 0.0, feature_drop: float = 0.0
@@ -70,6 +72,11 @@ class RegionMaskHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
         """Arguments that every head takes from a config."""
+        if cfg.PSIS.MLP_BRANCH and not cls.can_fuse_mlp:
+            raise UserError(
+                f"PSIS.MLP_BRANCH is True, but {cls.__name__} has no place for it; set it to False "
+                "or use FCNMaskHead or MaskXMaskHead."
+            )
         return {
             "channel_dropout": cfg.PSIS.ROI_CHANNEL_DROPOUT,
             "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,

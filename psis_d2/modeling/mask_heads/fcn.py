@@ -30,6 +30,8 @@ class FCNMaskHead(RegionMaskHead):
         **kwargs: see :class:`RegionMaskHead`.
     """
 
+    can_fuse_mlp = True
+
     @configurable
     def __init__(
         self,

@@ -86,6 +86,8 @@ class MaskXMaskHead(RegionMaskHead):
         **kwargs: see :class:`RegionMaskHead`.
     """
 
+    can_fuse_mlp = True
+
     @configurable
     def __init__(
         self,
