@@ -4,7 +4,20 @@ Every op has one file here, named like its files in ``csrc/``; :mod:`psis_d2.ops
 the twins. Which one runs is decided per device: see :func:`op_paths`.
 """
 
-from psis_d2.ops._extension import build_info, has_extension, load_error, op_paths
+from psis_d2.ops._extension import (
+    build_info,
+    has_extension,
+    load_error,
+    op_paths,
+    without_kernels,
+)
 from psis_d2.ops.message_passing import message_passing
 
-__all__ = ["build_info", "has_extension", "load_error", "message_passing", "op_paths"]
+__all__ = [
+    "build_info",
+    "has_extension",
+    "load_error",
+    "message_passing",
+    "op_paths",
+    "without_kernels",
+]

@@ -95,6 +95,13 @@ void run_as(void* const* arrays, const MapShape& shape, const Launch& launch) {
 
 }  // namespace
 
+// See tile_side.
+extern "C" int choose_tile(int maps, int height, int width, int steps, bool is_float64,
+                           bool backward, int64_t shared_limit) {
+  const MapShape shape{1, maps, height, width, steps, KernelNorm::kSoftmax};
+  return tile_side(shape, is_float64, backward, shared_limit);
+}
+
 // Runs forward and backward; returns what went wrong, "" if nothing.
 //   dims    groups, maps, H, W, T, norm, blocks, threads, planes in shared memory, backwards.
 //           blocks == 0: the kernels for 14 x 14 or 28 x 28

@@ -174,6 +174,23 @@ def test_extreme_logits(kernels):
             assert value.isfinite().all() and (value - exact).norm() < 2e-6 * m0.norm()
 
 
+def test_which_shapes_take_the_tile_kernels(kernels):
+    hopper, small = 227 * 1024, 48 * 1024  # bytes of shared memory that a block may have
+
+    def tile(size, steps, limit=hopper, float64=False, backward=True, maps=1):
+        return kernels.choose_tile(*(maps, *size, steps, float64, backward), ctypes.c_int64(limit))
+
+    assert tile((14, 14), 14) == 14 and tile((28, 28), 28) == 28
+    assert tile((14, 28), 14) == tile((7, 7), 7) == tile((56, 56), 56) == 0
+    assert tile((14, 14), 14, float64=True) == tile((28, 28), 28, float64=True) == 0
+    # Backward keeps a plane per step in shared memory, forward keeps none.
+    assert tile((14, 14), 1000) == tile((28, 28), 28, limit=small) == 0
+    assert tile((14, 14), 1000, backward=False) == 14
+    assert tile((28, 28), 28, limit=small, backward=False) == 28
+    # Four warps with their gradients of K do not fit where four short sets of planes do.
+    assert tile((14, 14), 1, limit=30 * 1024) == 14 and tile((14, 14), 1, 30 * 1024, maps=2) == 0
+
+
 def test_the_emulation_finds_what_is_wrong(tmp_path):
     source = tmp_path / "wrong.cpp"
     source.write_text(f'#include "{HERE / "cuda_on_cpu.h"}"' + WRONG_KERNELS)
