@@ -11,7 +11,7 @@ DEVICE ?= cpu
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu bench bench-shapes lint format doctor env build clean distclean
+.PHONY: help demo test test-slow test-gpu bench bench-shapes check-cuda gpu-session lint format doctor env build clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,12 @@ test-gpu: build ## the tests that need a CUDA GPU
 bench: build ## time the ops and models; DEVICE=cuda on a GPU
 	@set -e; for script in benchmarks/bench_*.py; do \
 		echo "== $$script"; $(VENV_PYTHON) $$script --device $(DEVICE) $(ARGS); done
+
+check-cuda: env ## compile the CUDA kernels, no GPU needed; fails on warnings and register spills
+	@$(VENV_PYTHON) tools/check_ptxas.py $(ARGS)
+
+gpu-session: ## all that a GPU is needed for: build, tests, sanitizer, benchmarks with saved tables
+	@PYTHON=$(PYTHON) tools/gpu_session.sh $(ARGS)
 
 bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
 	@$(VENV_PYTHON) tools/bench_shapes.py $(ARGS)

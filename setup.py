@@ -149,18 +149,25 @@ def make_extension():
     return extension, BuildExtension
 
 
-EXTENSION, BUILD = make_extension()
-setup(
-    name="psis_d2",
-    version=read_version(),
-    description="Partially supervised instance segmentation on Detectron2",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["psis_d2", "psis_d2.*"]),
-    package_data={"psis_d2": ["model_zoo/**/*"]},
-    # Open ranges: an install must not replace the PyTorch that Detectron2 was built for.
-    install_requires=["torch>=2.4", "torchvision", "numpy", "pillow", "pycocotools", "fvcore"],
-    extras_require={"dev": ["pytest", "ruff", "clang-format", "ninja"]},
-    ext_modules=[EXTENSION],
-    cmdclass={"build_ext": BUILD},
-)
+def main() -> None:
+    """What pip and `python setup.py` run."""
+    extension, build = make_extension()
+    setup(
+        name="psis_d2",
+        version=read_version(),
+        description="Partially supervised instance segmentation on Detectron2",
+        license="Apache-2.0",
+        python_requires=">=3.10",
+        packages=find_packages(include=["psis_d2", "psis_d2.*"]),
+        package_data={"psis_d2": ["model_zoo/**/*"]},
+        # Open ranges: an install must not replace the PyTorch that Detectron2 was built for.
+        install_requires=["torch>=2.4", "torchvision", "numpy", "pillow", "pycocotools", "fvcore"],
+        extras_require={"dev": ["pytest", "ruff", "clang-format", "ninja"]},
+        ext_modules=[extension],
+        cmdclass={"build_ext": build},
+    )
+
+
+# Not when tools/check_ptxas.py reads it as a module.
+if __name__ == "__main__":
+    main()

@@ -187,22 +187,26 @@ class Footprint:
 
 
 def footprint(function: Callable[[], object], device: str) -> Footprint:
-    """Runs `function` twice, the second time in a profile."""
+    """Runs `function` a few times, once in a profile."""
     function()
-    events = trace(function, device)
-    launches = sum(event.get("cat") == "kernel" for event in events)
+    launches = sum(event.get("cat") == "kernel" for event in trace(function, device))
+    return Footprint(launches, peak_memory(function, device))
+
+
+def peak_memory(function: Callable[[], object], device: str) -> int:
+    """Bytes that a call has allocated at most at once, over what was there before."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         function()
         torch.cuda.synchronize()
-        return Footprint(launches, torch.cuda.max_memory_allocated() - before)
+        return torch.cuda.max_memory_allocated() - before
+    allocations = [e for e in trace(function, device) if e.get("name") == "[memory]"]
     now = peak = 0
-    allocations = [event for event in events if event.get("name") == "[memory]"]
     for event in sorted(allocations, key=lambda event: event["ts"]):
         now += event["args"]["Bytes"]
         peak = max(peak, now)
-    return Footprint(launches, peak)
+    return peak
 
 
 def trace(function: Callable[[], object], device: str) -> list[dict]:

@@ -85,6 +85,7 @@ class Facts:
     extension_error: str = ""  # why the built extension is not loaded; "" if it is
     build: dict = field(default_factory=dict)  # see psis_d2.ops.build_info; {} without extension
     op_paths: dict[str, dict[str, str]] = field(default_factory=dict)
+    cuda_kernels: dict[str, str] = field(default_factory=dict)  # by op, if it has several
     datasets: str = "datasets"  # the folder
     datasets_set: bool = False  # whether DETECTRON2_DATASETS names it
     datasets_exists: bool = False
@@ -184,7 +185,16 @@ def _torch_facts() -> dict:
         "extension_error": ops.load_error() or "",
         "build": ops.build_info() or {},
         "op_paths": ops.op_paths(),
+        "cuda_kernels": _cuda_kernels(ops) if gpus else {},
     }
+
+
+def _cuda_kernels(ops) -> dict[str, str]:
+    """What the ops that have several CUDA kernels say of this machine's GPU."""
+    if ops.op_paths()["message_passing"]["cuda"] != "extension":
+        return {}
+    module = importlib.import_module("psis_d2.ops.message_passing")
+    return {"message_passing": module.cuda_kernels()}
 
 
 def _dataset_facts() -> dict:
@@ -341,7 +351,9 @@ def report(facts: Facts) -> str:
     ]
     for op, paths in facts.op_paths.items():
         here = {device: path for device, path in paths.items() if device == "cpu" or facts.gpus}
-        rows.append((f"op {op}", ", ".join(f"{path} on {device}" for device, path in here.items())))
+        line = ", ".join(f"{path} on {device}" for device, path in here.items())
+        kernels = facts.cuda_kernels.get(op)
+        rows.append((f"op {op}", line + (f" ({kernels})" if kernels else "")))
     state = "COCO is there" if facts.coco else "no COCO" if facts.datasets_exists else "no folder"
     rows.append(("data sets", f"{facts.datasets}  ({state})"))
     width = max(len(name) for name, _ in rows)

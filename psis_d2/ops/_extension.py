@@ -3,10 +3,12 @@
 Without it everything imports and every op runs on its PyTorch twin.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
 
 import torch
 
@@ -20,6 +22,7 @@ _KERNELS = {
 }
 _LOGGER = logging.getLogger("psis_d2")
 _announced: set[tuple[str, str]] = set()
+_switched_off = False  # by without_kernels
 
 
 def _load() -> str | None:
@@ -86,11 +89,24 @@ def _has_kernel(op: str, device_type: str) -> bool:
 
 def use_extension(op: str, device_type: str) -> bool:
     """Whether `op` has a kernel for the device; the first time the log says which path runs."""
+    if _switched_off:
+        return False
     available = _has_kernel(op, device_type)
     # A log call would split a graph that is being compiled.
     if not torch.compiler.is_compiling() and (op, device_type) not in _announced:
         _announce(op, device_type, available)
     return available
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """While it lasts all ops of the process run on their PyTorch twins: for comparisons."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
 
 
 def _announce(op: str, device_type: str, available: bool) -> None:

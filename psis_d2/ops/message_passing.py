@@ -48,7 +48,8 @@ def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str = "sigmoi
     to their common one.
 
     CPU and CUDA (maps up to 64 x 64) have kernels; everything else runs on the twin,
-    :func:`psis_d2.ops.reference.message_passing`.
+    :func:`psis_d2.ops.reference.message_passing`. On CUDA 14 x 14 and 28 x 28 maps have kernels of
+    their own, see :func:`cuda_kernels`.
 
     Raises:
         ValueError: shapes, devices, `steps` or `norm` do not fit.
@@ -61,6 +62,15 @@ def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str = "sigmoi
     if fits and use_extension("message_passing", device):
         return torch.ops.psis_d2.message_passing(m0, weights, steps, norm)
     return reference.message_passing(m0, weights, steps, norm)
+
+
+def cuda_kernels() -> str:
+    """Which kernels maps of a common size take on the current CUDA device, in words."""
+    sides = [14, 28]
+    tile = torch.ops.psis_d2.message_passing_tile
+    own = [s for s in sides if tile(s, s, s, torch.float32, True) == s]
+    names = " and ".join(f"{s}x{s}" for s in own)
+    return f"{names} in registers, other sizes and float64 generic" if own else "generic"
 
 
 def _autocast(m0: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

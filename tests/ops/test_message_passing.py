@@ -2,7 +2,14 @@
 
 import logging
 
-from psis_d2.ops import _extension, has_extension, message_passing, op_paths, reference
+from psis_d2.ops import (
+    _extension,
+    has_extension,
+    message_passing,
+    op_paths,
+    reference,
+    without_kernels,
+)
 
 import pytest
 import torch
@@ -365,6 +372,20 @@ def test_steps_must_be_an_integer():
     for steps in (1.0, True, None):
         with pytest.raises(TypeError, match="steps must be an integer"):
             message_passing(m0, weights, steps)
+
+
+@needs_extension
+def test_kernels_can_be_switched_off():
+    inputs = make_inputs(2, 2, 3, 3, 2)
+
+    def recorded():
+        with torch.profiler.profile() as profiler:
+            message_passing(*inputs, 2)
+        return any(event.key == "psis_d2::message_passing" for event in profiler.key_averages())
+
+    with without_kernels():
+        assert not recorded()
+    assert recorded()
 
 
 class TestWithoutExtension:
