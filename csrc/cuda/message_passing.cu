@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 
-#include "message_passing_kernels.cuh"
+#include "message_passing_generic.cuh"
+#include "message_passing_tiles.cuh"
 
 namespace psis_d2 {
 namespace {
@@ -21,7 +23,6 @@ static_assert(kKernelTaps == kTaps);
 static_assert(static_cast<int>(KernelNorm::kSoftmax) == static_cast<int>(Norm::kSoftmax));
 static_assert(static_cast<int>(KernelNorm::kSigmoidSum) == static_cast<int>(Norm::kSigmoidSum));
 static_assert(static_cast<int>(KernelNorm::kNone) == static_cast<int>(Norm::kNone));
-static_assert(kMaxCudaSide * kMaxCudaSide <= 4 * kMaxThreads, "kPixels of at most 4");
 
 constexpr int64_t kDefaultShared = 48 * 1024;          // bytes that need no opt-in
 constexpr int64_t kMaxWorkspace = int64_t(256) << 20;  // bytes of planes in global memory
@@ -32,6 +33,8 @@ int device_attribute(cudaDeviceAttr attribute) {
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
   return value;
 }
+
+int64_t shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
 MapShape map_shape(const MessagePassingShape& shape) {
   TORCH_CHECK_VALUE(shape.height <= kMaxCudaSide && shape.width <= kMaxCudaSide,
@@ -46,76 +49,144 @@ MapShape map_shape(const MessagePassingShape& shape) {
           static_cast<KernelNorm>(shape.norm)};
 }
 
-int threads_per_block(const MapShape& shape, int pixels_per_thread) {
-  const int threads = (shape.pixels() + pixels_per_thread - 1) / pixels_per_thread;
-  return (threads + 31) / 32 * 32;
-}
-
-// Lets the kernel use `shared` bytes and returns how many of its blocks fill the device.
 template <typename Kernel>
-int64_t resident_blocks(Kernel* kernel, int threads, int64_t shared) {
-  if (shared > kDefaultShared) {
+void allow_shared(Kernel* kernel, int64_t bytes) {
+  if (bytes > kDefaultShared) {
     C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared)));
+                                        static_cast<int>(bytes)));
   }
-  int per_processor = 0;
-  C10_CUDA_CHECK(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared));
-  return std::max<int64_t>(1, per_processor) * device_attribute(cudaDevAttrMultiProcessorCount);
 }
 
-template <typename scalar_t, typename acc_t, int kPixels>
-void launch_forward(const at::Tensor& m0, const at::Tensor& weights, at::Tensor& out,
-                    const MapShape& shape) {
-  auto* kernel = &message_passing_forward<scalar_t, acc_t, kPixels>;
-  const int threads = threads_per_block(shape, kPixels);
-  const int64_t shared = 2 * shape.plane() * static_cast<int64_t>(sizeof(acc_t));
-  const int64_t blocks = std::min(shape.groups, resident_blocks(kernel, threads, shared));
-  kernel<<<blocks, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(
-      weights.const_data_ptr<scalar_t>(), m0.const_data_ptr<scalar_t>(),
-      out.mutable_data_ptr<scalar_t>(), shape);
+struct Inputs {
+  const at::Tensor &weights, &m0;
+};
+
+struct BackwardTensors {
+  const at::Tensor &grad, &weights, &m0;
+  at::Tensor &grad_m0, &grad_weights;
+};
+
+// ---- 14 x 14 and 28 x 28
+
+template <int kSide, typename scalar_t>
+void launch_tile_forward(const Inputs& in, at::Tensor& out, const MapShape& shape) {
+  const TileLaunch<kSide> launch{shape};
+  const int64_t shared = launch.forward_shared() * static_cast<int64_t>(sizeof(float));
+  message_passing_tile_forward<kSide, scalar_t, float>
+      <<<launch.blocks(), kTileThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(
+          in.weights.const_data_ptr<scalar_t>(), in.m0.const_data_ptr<scalar_t>(),
+          out.mutable_data_ptr<scalar_t>(), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename scalar_t, typename acc_t, int kPixels>
-void launch_backward(const at::Tensor& grad, const at::Tensor& m0, const at::Tensor& weights,
-                     at::Tensor& grad_m0, at::Tensor& grad_weights, const MapShape& shape) {
-  auto* kernel = &message_passing_backward<scalar_t, acc_t, kPixels>;
-  const int threads = threads_per_block(shape, kPixels);
-  const int64_t planes_size = int64_t(shape.backward_planes()) * shape.plane();
-  const int64_t planes_bytes = planes_size * static_cast<int64_t>(sizeof(acc_t));
-  const bool in_shared = planes_bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  const int64_t shared = in_shared ? planes_bytes : 0;
-  int64_t blocks = std::min(shape.groups, resident_blocks(kernel, threads, shared));
+template <int kSide, typename scalar_t>
+void launch_tile_backward(const BackwardTensors& t, const MapShape& shape) {
+  auto* kernel = &message_passing_tile_backward<kSide, scalar_t, float>;
+  const TileLaunch<kSide> launch{shape};
+  const int64_t shared = launch.backward_shared() * static_cast<int64_t>(sizeof(float));
+  allow_shared(kernel, shared);
+  kernel<<<launch.blocks(), kTileThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(
+      t.grad.const_data_ptr<scalar_t>(), t.weights.const_data_ptr<scalar_t>(),
+      t.m0.const_data_ptr<scalar_t>(), t.grad_m0.mutable_data_ptr<scalar_t>(),
+      t.grad_weights.mutable_data_ptr<scalar_t>(), shape);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
 
-  const auto options = m0.options().dtype(c10::CppTypeToScalarType<acc_t>::value);
-  at::Tensor planes, weight_sums;
-  acc_t* planes_data = nullptr;
-  acc_t* weight_sums_data = nullptr;
-  if (!in_shared) {
-    blocks = std::min(blocks, std::max<int64_t>(1, kMaxWorkspace / planes_bytes));
-    planes = at::empty({blocks, planes_size}, options);
-    planes_data = planes.mutable_data_ptr<acc_t>();
+// ---- any size
+
+// Where the planes of the generic kernels are, and how many blocks have some.
+template <typename acc_t>
+struct GenericLaunch {
+  int threads;
+  int64_t shared = 0, blocks;
+  at::Tensor planes;  // not defined: in shared memory
+
+  template <typename Kernel>
+  GenericLaunch(Kernel* kernel, const MapShape& shape, int count, const at::TensorOptions& options)
+      : threads(std::min(kGenericThreads, (shape.pixels() + 31) / 32 * 32)) {
+    const int64_t elements = int64_t(count) * Planes(shape).size;
+    const int64_t bytes = elements * static_cast<int64_t>(sizeof(acc_t));
+    const bool in_shared = bytes <= shared_limit();
+    if (in_shared) shared = bytes;
+    allow_shared(kernel, shared);
+    int per_processor = 0;
+    C10_CUDA_CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared));
+    const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+    blocks = std::min(shape.groups, std::max(1, per_processor) * processors);
+    if (!in_shared) {
+      blocks = std::min(blocks, std::max<int64_t>(1, kMaxWorkspace / bytes));
+      planes = at::empty({blocks, elements}, options);
+    }
   }
+  acc_t* planes_data() const {
+    return planes.defined() ? planes.template mutable_data_ptr<acc_t>() : nullptr;
+  }
+};
+
+template <typename scalar_t, typename acc_t>
+void launch_generic_forward(const Inputs& in, at::Tensor& out, const MapShape& shape) {
+  auto* kernel = &message_passing_forward<scalar_t, acc_t>;
+  const auto options = in.m0.options().dtype(c10::CppTypeToScalarType<acc_t>::value);
+  const GenericLaunch<acc_t> launch(kernel, shape, Planes::forward_count(), options);
+  kernel<<<launch.blocks, launch.threads, launch.shared, c10::cuda::getCurrentCUDAStream()>>>(
+      in.weights.const_data_ptr<scalar_t>(), in.m0.const_data_ptr<scalar_t>(),
+      out.mutable_data_ptr<scalar_t>(), launch.planes_data(), shape);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename scalar_t, typename acc_t>
+void launch_generic_backward(const BackwardTensors& t, const MapShape& shape) {
+  auto* kernel = &message_passing_backward<scalar_t, acc_t>;
+  const auto options = t.m0.options().dtype(c10::CppTypeToScalarType<acc_t>::value);
+  const GenericLaunch<acc_t> launch(kernel, shape, Planes::backward_count(shape.steps), options);
+  at::Tensor sums;
+  acc_t* sums_data = nullptr;
   if (shape.maps > 1) {
-    weight_sums = at::empty({blocks, kTaps, shape.pixels()}, options);
-    weight_sums_data = weight_sums.mutable_data_ptr<acc_t>();
+    sums = at::empty({launch.blocks, kTaps, shape.pixels()}, options);
+    sums_data = sums.mutable_data_ptr<acc_t>();
   }
-  kernel<<<blocks, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(
-      grad.const_data_ptr<scalar_t>(), weights.const_data_ptr<scalar_t>(),
-      m0.const_data_ptr<scalar_t>(), grad_m0.mutable_data_ptr<scalar_t>(),
-      grad_weights.mutable_data_ptr<scalar_t>(), planes_data, weight_sums_data, shape);
+  kernel<<<launch.blocks, launch.threads, launch.shared, c10::cuda::getCurrentCUDAStream()>>>(
+      t.grad.const_data_ptr<scalar_t>(), t.weights.const_data_ptr<scalar_t>(),
+      t.m0.const_data_ptr<scalar_t>(), t.grad_m0.mutable_data_ptr<scalar_t>(),
+      t.grad_weights.mutable_data_ptr<scalar_t>(), launch.planes_data(), sums_data, shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Calls body with the pixels per thread as a compile-time constant.
-template <typename Body>
-void dispatch_pixels(const MapShape& shape, const Body& body) {
-  if (shape.pixels() <= kMaxThreads) {
-    body(std::integral_constant<int, 1>());
-  } else {
-    body(std::integral_constant<int, 4>());
+// ---- which of them
+
+template <typename scalar_t>
+void launch_forward(const Inputs& in, at::Tensor& out, const MapShape& shape) {
+  using acc_t = at::opmath_type<scalar_t>;
+  if constexpr (std::is_same_v<acc_t, float>) {
+    const int side = tile_side(shape, false, false, 0);
+    if (side == 14) return launch_tile_forward<14, scalar_t>(in, out, shape);
+    if (side == 28) return launch_tile_forward<28, scalar_t>(in, out, shape);
   }
+  launch_generic_forward<scalar_t, acc_t>(in, out, shape);
+}
+
+template <typename scalar_t>
+void launch_backward(const BackwardTensors& tensors, const MapShape& shape) {
+  using acc_t = at::opmath_type<scalar_t>;
+  if constexpr (std::is_same_v<acc_t, float>) {
+    const int side = tile_side(shape, false, true, shared_limit());
+    if (side == 14) return launch_tile_backward<14, scalar_t>(tensors, shape);
+    if (side == 28) return launch_tile_backward<28, scalar_t>(tensors, shape);
+  }
+  launch_generic_backward<scalar_t, acc_t>(tensors, shape);
+}
+
+// Side of the tile kernel that the current device takes for a shape, 0 for the generic one.
+int64_t message_passing_tile(int64_t height, int64_t width, int64_t steps, at::ScalarType dtype,
+                             bool backward) {
+  const MapShape shape{1,
+                       1,
+                       static_cast<int>(height),
+                       static_cast<int>(width),
+                       static_cast<int>(steps),
+                       KernelNorm::kNone};
+  return tile_side(shape, dtype == at::kDouble, backward, shared_limit());
 }
 
 at::Tensor message_passing_cuda(const at::Tensor& m0, const at::Tensor& weights, int64_t steps,
@@ -127,12 +198,8 @@ at::Tensor message_passing_cuda(const at::Tensor& m0, const at::Tensor& weights,
   const at::Tensor m0_dense = m0.contiguous();
   const at::Tensor weights_dense = weights.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, m0.scalar_type(), "message_passing_cuda", [&] {
-        dispatch_pixels(shape, [&](auto pixels) {
-          launch_forward<scalar_t, at::opmath_type<scalar_t>, decltype(pixels)::value>(
-              m0_dense, weights_dense, out, shape);
-        });
-      });
+      at::kHalf, at::kBFloat16, m0.scalar_type(), "message_passing_cuda",
+      [&] { launch_forward<scalar_t>({weights_dense, m0_dense}, out, shape); });
   return out;
 }
 
@@ -150,15 +217,20 @@ std::tuple<at::Tensor, at::Tensor> message_passing_bwd_cuda(const at::Tensor& gr
   const at::Tensor weights_dense = weights.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, m0.scalar_type(), "message_passing_bwd_cuda", [&] {
-        dispatch_pixels(shape, [&](auto pixels) {
-          launch_backward<scalar_t, at::opmath_type<scalar_t>, decltype(pixels)::value>(
-              grad_dense, m0_dense, weights_dense, grad_m0, grad_weights, shape);
-        });
+        launch_backward<scalar_t>({grad_dense, weights_dense, m0_dense, grad_m0, grad_weights},
+                                  shape);
       });
   return {grad_m0, grad_weights};
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(psis_d2, m) {
+  m.def(
+      "message_passing_tile(int height, int width, int steps, ScalarType dtype, bool backward) "
+      "-> int",
+      &message_passing_tile);
+}
 
 TORCH_LIBRARY_IMPL(psis_d2, CUDA, m) {
   m.impl("message_passing", &message_passing_cuda);
