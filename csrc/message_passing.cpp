@@ -2,11 +2,11 @@
 // psis_d2/ops/message_passing.py, which checks first on the usual road.
 #include "message_passing.h"
 
-#include <c10/core/ScalarType.h>
-#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <string>
+
+#include "checks.h"
 
 namespace psis_d2 {
 namespace {
@@ -19,13 +19,6 @@ Norm parse_norm(std::string_view norm) {
                     std::string(norm), "'.");
   return Norm::kNone;
 }
-
-bool is_supported(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-         dtype == at::kBFloat16;
-}
-
-std::string name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
 
 }  // namespace
 
@@ -45,9 +38,7 @@ MessagePassingShape check_message_passing(const at::Tensor& m0, const at::Tensor
                     " but weights are on ", weights.device(), ".");
   TORCH_CHECK_TYPE(weights.scalar_type() == m0.scalar_type(), "message_passing: m0 is ",
                    name(m0.scalar_type()), " but weights are ", name(weights.scalar_type()), ".");
-  TORCH_CHECK_TYPE(is_supported(m0.scalar_type()),
-                   "message_passing: the dtype must be float16, bfloat16, float32 or float64, not ",
-                   name(m0.scalar_type()), ".");
+  check_dtype("message_passing", m0);
   TORCH_CHECK_VALUE(steps >= 0, "message_passing: steps must be at least 0, not ", steps, ".");
   const int64_t weight_channels = weights.size(1) == channels * kTaps ? channels : 1;
   return {m0.size(0), channels, weight_channels, m0.size(2), m0.size(3), steps, parse_norm(norm)};

@@ -11,8 +11,8 @@
 
 namespace psis_d2 {
 
-constexpr int kMaxCudaPriorSide = 128;  // largest P of the CUDA kernels
-constexpr int kMaxCudaGridSide = 128;   // largest H or W of the CUDA backward kernel
+// Largest P, H and W of the CUDA kernels, which keep P x P and P x W elements in shared memory.
+inline int64_t max_cuda_side(at::ScalarType dtype) { return dtype == at::kDouble ? 80 : 128; }
 
 struct ShapePriorBlendShape {
   int64_t boxes;   // N

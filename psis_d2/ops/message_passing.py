@@ -4,6 +4,7 @@ Shape legend: N regions, C channels, Wc weight channels (1 or C), H x W map.
 """
 
 from psis_d2.ops import reference
+from psis_d2.ops._arguments import check_dtype, dtype_name, join_dtypes
 from psis_d2.ops._extension import has_extension, use_extension
 from psis_d2.ops.reference import TAPS
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 NORMS = ("softmax", "sigmoid_sum", "none")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_CUDA_SIDE = 64  # the CUDA kernel keeps two whole maps in shared memory
 
 
@@ -55,7 +55,7 @@ def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str = "sigmoi
         ValueError: shapes, devices, `steps` or `norm` do not fit.
         TypeError: dtypes differ or are not floating point, or `steps` is not an integer.
     """
-    m0, weights = _autocast(m0, weights)
+    m0, weights = join_dtypes(m0, weights)
     _check(m0, weights, steps, norm)
     device = m0.device.type
     fits = device != "cuda" or max(m0.shape[2:]) <= _MAX_CUDA_SIDE
@@ -71,14 +71,6 @@ def cuda_kernels() -> str:
     own = [s for s in sides if tile(s, s, s, torch.float32, True) == s]
     names = " and ".join(f"{s}x{s}" for s in own)
     return f"{names} in registers, other sizes and float64 generic" if own else "generic"
-
-
-def _autocast(m0: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole autocast policy: never lower a dtype, bring two dtypes to their common one."""
-    if m0.dtype == weights.dtype or not torch.is_autocast_enabled(m0.device.type):
-        return m0, weights
-    dtype = torch.promote_types(m0.dtype, weights.dtype)
-    return m0.to(dtype), weights.to(dtype)
 
 
 def _check(m0: Tensor, weights: Tensor, steps: int, norm: str) -> None:
@@ -101,21 +93,14 @@ def _check(m0: Tensor, weights: Tensor, steps: int, norm: str) -> None:
     if weights.device != m0.device:
         raise ValueError(f"{op}: m0 is on {m0.device} but weights are on {weights.device}.")
     if weights.dtype != m0.dtype:
-        raise TypeError(f"{op}: m0 is {_name(m0)} but weights are {_name(weights)}.")
-    if m0.dtype not in _DTYPES:
-        raise TypeError(
-            f"{op}: the dtype must be float16, bfloat16, float32 or float64, not {_name(m0)}."
-        )
+        raise TypeError(f"{op}: m0 is {dtype_name(m0)} but weights are {dtype_name(weights)}.")
+    check_dtype(op, m0)
     if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
         raise TypeError(f"{op}: steps must be an integer, not {type(steps).__name__}.")
     if steps < 0:
         raise ValueError(f"{op}: steps must be at least 0, not {steps}.")
     if norm not in NORMS:
         raise ValueError(f"{op}: norm must be 'softmax', 'sigmoid_sum' or 'none', not '{norm}'.")
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _fake(m0, weights, steps, norm):

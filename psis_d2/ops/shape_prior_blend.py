@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 _OP = "shape_prior_blend"
-_MAX_CUDA_SIDE = 128  # of priors and grid: the CUDA kernels keep both in shared memory
+# Of priors and grid: the CUDA kernels keep both in shared memory.
+_MAX_CUDA_SIDE = {torch.float64: 80}
+_MAX_CUDA_SIDE_ELSE = 128
 
 
 def shape_prior_blend(
@@ -64,8 +66,8 @@ def shape_prior_blend(
     nothing to cast, except that under it `logits` and `priors` of different dtypes are brought to
     their common one.
 
-    CPU and CUDA (P, H and W up to 128) have kernels; everything else runs on the twin,
-    :func:`psis_d2.ops.reference.shape_prior_blend`.
+    CPU and CUDA (P, H and W up to 128, for float64 up to 80) have kernels; everything else runs on
+    the twin, :func:`psis_d2.ops.reference.shape_prior_blend`.
 
     Raises:
         ValueError: shapes or devices do not fit.
@@ -76,12 +78,17 @@ def shape_prior_blend(
     height, width = size
     _check(logits, priors, boxes, frames, height, width, classes)
     device = logits.device.type
-    fits = device != "cuda" or max(priors.shape[-1], height, width) <= _MAX_CUDA_SIDE
-    if fits and use_extension(_OP, device):
+    if _fits(logits, priors, height, width) and use_extension(_OP, device):
         return torch.ops.psis_d2.shape_prior_blend(
             logits, priors, boxes, frames, height, width, classes, sample_offset
         )
     return reference.shape_prior_blend(logits, priors, boxes, frames, size, classes, sample_offset)
+
+
+def _fits(logits: Tensor, priors: Tensor, height: int, width: int) -> bool:
+    """The dispatch: whether the device's kernel takes priors and a grid of this size."""
+    most = _MAX_CUDA_SIDE.get(logits.dtype, _MAX_CUDA_SIDE_ELSE)
+    return logits.device.type != "cuda" or max(priors.shape[-1], height, width) <= most
 
 
 def _check(logits, priors, boxes, frames, height, width, classes) -> None:
