@@ -102,6 +102,19 @@ def test_resumed_training_equals_uninterrupted(data, tmp_path, workers):
     assert len(set(whole.values())) == 6
 
 
+def test_detector_alone_trains_and_measures_boxes(data, tmp_path):
+    opts = ("MODEL.MASK_ON", False, "TEST.BOXES", "detected", "PSIS.FCOS.TOWER_DIM", 16)
+    run(command_line(data, tmp_path, *opts, config="fcos_agnostic_shapes"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results.keys() == {"bbox_seen", "bbox_unseen", "bbox_all"}
+
+
+def test_detector_alone_has_no_masks_in_given_boxes(data, tmp_path, capsys):
+    opts = ("MODEL.MASK_ON", False, "TEST.BOXES", "both")
+    line = command_line(data, tmp_path, *opts, config="fcos_agnostic_shapes")
+    assert "set TEST.BOXES to detected" in refuses(line, capsys)
+
+
 def test_other_number_of_classes_is_refused(data, tmp_path, capsys):
     run(command_line(data, tmp_path / "a", "DATASETS.TEST", "[]"))
     content = json.loads(Path(data["json"]).read_text())
