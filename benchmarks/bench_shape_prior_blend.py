@@ -53,7 +53,9 @@ class ShapePriorBlendBenchmark(OpBenchmark):
     """Shapes are N, classes (0: all boxes share the priors), K, P; the grid is P x P too."""
 
     op = "shape_prior_blend"
-    limits = {torch.float32: 5e-5}  # coordinates of hundreds of pixels are rounded to 1e-5 of a cell
+    limits = {
+        torch.float32: 5e-5
+    }  # coordinates of hundreds of pixels are rounded to 1e-5 of a cell
     shapes = {
         "cpu": [(128, 0, 100, 32), (128, 80, 20, 32), (16, 0, 100, 32), (128, 0, 100, 14)],
         "cuda": [
