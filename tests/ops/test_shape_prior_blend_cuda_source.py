@@ -46,15 +46,16 @@ def test_kernels_equal_the_twin(kernels, n, groups, k, p, h, w, offset):
     out = reference.shape_prior_blend(*leaves, boxes, frames, (h, w), classes, offset)
     expected = [out, *torch.autograd.grad(out, leaves, grad)]
 
-    for priors_need_grad in (True, False):
+    for priors_need_grad, backwards in ((True, False), (True, True), (False, False)):
         scratch = [logits, torch.empty(n, p, p, dtype=torch.float64)]
         found = [torch.full_like(t, float("nan")) for t in (out, logits, priors, *scratch)]
-        kernels.run(
-            numbers(ctypes.c_int, (n, groups or 1, k, p, h, w)),
+        problem = kernels.run_kernels(
+            numbers(ctypes.c_int, (n, groups or 1, k, p, h, w, backwards)),
             ctypes.c_double(offset),
             pointers([grad, logits, priors, boxes, frames]),
             ctypes.c_void_p(None if classes is None else classes.data_ptr()),
             pointers([*found[:2], *(found[2:] if priors_need_grad else [None] * 3)]),
         )
+        assert problem.decode() == ""
         for i in range(3 if priors_need_grad else 2):
             torch.testing.assert_close(found[i], expected[i].detach(), rtol=1e-11, atol=1e-11)
