@@ -17,7 +17,8 @@ def add_psis_config(cfg: CN) -> None:
 
     # ---- supervision: which instances may show their mask to training --------------------------
     # The split: voc | nonvoc | shapes | shapes-swapped | all | auto | random-K-SEED | a text file
-    # with one class name a line. "auto": the categories that have a mask in the training json.
+    # with one class name a line. "auto": the categories that have a mask in the training json;
+    # "mapped": the classes that PSIS.CATEGORY_MAP leads to.
     cfg.PSIS.SEEN_CLASSES = "voc"
     # Upper bound: unseen categories keep their masks in training; the tables stay split.
     cfg.PSIS.ORACLE = False
@@ -34,6 +35,12 @@ def add_psis_config(cfg: CN) -> None:
     _add_grabcut_config(cfg)
     # Where masks that take long to make are kept; "" = psis_d2_cache in DETECTRON2_DATASETS.
     cfg.PSIS.CACHE_DIR = ""
+
+    # ---- several data sets with different categories -------------------------------------------
+    # A YAML or JSON file that names, for every category of the further data sets, the model's class
+    # (null: leave it out). The model's classes are those of the first training data set.
+    # "" = all data sets must have the same categories.
+    cfg.PSIS.CATEGORY_MAP = ""
 
     # ---- what the mask head is trained on ------------------------------------------------------
     # proposals (Mask R-CNN) | gt (CPMask's and DeepMAC's released code) | jittered_gt (ShapeMask).

@@ -38,6 +38,8 @@ class PartialMaskMapper:
       * when training a model with masks, ``gt_masks`` (``BitMasks``, N x H x W, zeros where there
         is no mask) and ``gt_has_mask`` (bool, N). Instances whose box is empty are left out; one
         whose mask is empty after a crop stays, without a mask;
+      * when training on images of which some are annotated for a part of the classes only,
+        ``gt_exhaustive`` (bool, N, the same for all N): whether this one has them all;
       * with ``with_boxes``, ``gt_ids`` (int64, N): the annotation ids.
     """
 
@@ -97,11 +99,17 @@ class PartialMaskMapper:
                 for annotation in dataset_dict.get("annotations", ())
                 if not annotation.get("iscrowd", 0)
             ]
-            output["instances"] = self._instances(annotations, transforms, image.shape[1:])
+            output["instances"] = self._instances(
+                annotations, transforms, image.shape[1:], dataset_dict.get("exhaustive")
+            )
         return output
 
     def _instances(
-        self, annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]
+        self,
+        annotations: Sequence[dict],
+        transforms: T.TransformList,
+        size: tuple[int, int],
+        exhaustive: bool | None,
     ) -> Instances:
         """Annotations of one image as ``Instances`` of the augmented image of ``size`` (H, W)."""
         boxes = np.array(
@@ -122,6 +130,8 @@ class PartialMaskMapper:
         # The boxes decide before any mask is drawn, so that a mask cannot decide.
         keep = instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
         instances = instances[keep]
+        if exhaustive is not None:
+            instances.gt_exhaustive = torch.full((len(instances),), exhaustive, dtype=torch.bool)
         if self.use_masks:
             kept = [a for a, stays in zip(annotations, keep.tolist(), strict=True) if stays]
             masks = np.zeros((len(kept), *size), dtype=bool)

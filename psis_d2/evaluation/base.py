@@ -5,8 +5,9 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from psis_d2.errors import UserError
 from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
 from psis_d2.files import written_at_once
 
@@ -26,6 +27,8 @@ class PredictionCollector(DatasetEvaluator, ABC):
         output_dir: where the json files go; None writes none.
         distributed: gather the predictions of all processes; otherwise each evaluates its own.
         max_dets: highest-scored detections per image and category that count.
+        class_ids: the model's class of every category of the data set (None for one that it has
+            not), where these are not the same; predictions of other classes do not count.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class PredictionCollector(DatasetEvaluator, ABC):
         output_dir: str | None = None,
         distributed: bool = True,
         max_dets: int = 100,
+        class_ids: Sequence[int | None] | None = None,
     ):
         self.dataset_name = dataset_name
         self.seen_ids = sorted(seen_ids)
         self.output_dir = output_dir
         self.distributed = distributed
         self.max_dets = max_dets
+        self.own_ids = None if class_ids is None else _invert(class_ids, dataset_name)
         self.reset()
 
     def reset(self) -> None:
@@ -62,7 +67,14 @@ class PredictionCollector(DatasetEvaluator, ABC):
             if instances.has("pred_masks"):
                 # NumPy 2 warns about every tensor that Detectron2 makes an array of.
                 instances.pred_masks = instances.pred_masks.numpy()
-            self._of_image[item["image_id"]] = self.to_records(instances, item["image_id"])
+            records = self.to_records(instances, item["image_id"])
+            if self.own_ids is not None:
+                records = [
+                    {**record, "category_id": self.own_ids[record["category_id"]]}
+                    for record in records
+                    if record["category_id"] in self.own_ids
+                ]
+            self._of_image[item["image_id"]] = records
 
     def to_records(self, instances, image_id) -> list[dict]:
         """One image's predictions as dicts in COCO's result format, categories contiguous."""
@@ -103,6 +115,21 @@ class PredictionCollector(DatasetEvaluator, ABC):
         """Write a json file into the output folder, if there is one."""
         if self.output_dir:
             write_json(os.path.join(self.output_dir, file_name), content, indent)
+
+
+def _invert(class_ids: Sequence[int | None], dataset_name: str) -> dict[int, int]:
+    """Category by class."""
+    own_ids = {}
+    for own, class_id in enumerate(class_ids):
+        if class_id is None:
+            continue
+        if class_id in own_ids:
+            raise UserError(
+                f"PSIS.CATEGORY_MAP maps two categories of '{dataset_name}' to one class, so that "
+                "its predictions are of neither; map one of them elsewhere to evaluate on it."
+            )
+        own_ids[class_id] = own
+    return own_ids
 
 
 def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[int]]:
