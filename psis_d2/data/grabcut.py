@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from pycocotools import mask as mask_util
 
@@ -70,21 +69,25 @@ class GrabCut:
             window[:] = True
             return mask, "whole image"
         left, top, right, bottom = outer
-        labels = np.full((bottom - top, right - left), cv2.GC_BGD, np.uint8)
-        labels[y0 - top : y1 - top, x0 - left : x1 - left] = cv2.GC_PR_FGD
-        foreground = self._cut(image[top:bottom, left:right], labels)
+        place = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+        foreground = self._cut(image[top:bottom, left:right], place)
         if foreground is None:
             window[:] = True
             return mask, "tiny"
-        window[:] = foreground[y0 - top : y1 - top, x0 - left : x1 - left]
+        window[:] = foreground[place]
         if not window.any():
             window[:] = True
             return mask, "empty"
         return mask, "grabcut"
 
-    def _cut(self, crop: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """bool like `labels`, or None if there are too few pixels for colour models."""
-        height, width = labels.shape
+    def _cut(self, crop: np.ndarray, place: tuple[slice, slice]) -> np.ndarray | None:
+        """bool [h, w] of a crop with the box at `place`; None: too few pixels for colour models."""
+        # Imported late: nothing else that training always needs wants OpenCV.
+        import cv2
+
+        height, width = crop.shape[:2]
+        labels = np.full((height, width), cv2.GC_BGD, np.uint8)
+        labels[place] = cv2.GC_PR_FGD
         crop = np.ascontiguousarray(crop)
         scale = self.max_side / max(height, width) if self.max_side else 1
         if scale < 1:

@@ -46,6 +46,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
         self.output_dir = output_dir
         self.distributed = distributed
         self.max_dets = max_dets
+        # Category by class.
         self.own_ids = None if class_ids is None else _invert(class_ids, dataset_name)
         self.reset()
 
@@ -110,6 +111,15 @@ class PredictionCollector(DatasetEvaluator, ABC):
     @abstractmethod
     def evaluate_records(self, truth: GroundTruth, records: list[dict]) -> dict:
         """The results of predictions that :meth:`to_records` made. On the main process only."""
+
+    def groups(self, truth: GroundTruth) -> dict[str, list[int]]:
+        """:func:`class_groups` of the categories that the model has."""
+        groups = class_groups(self.seen_ids, len(truth.class_names))
+        if self.own_ids is None:
+            return groups
+        known = set(self.own_ids.values())
+        groups = {name: [i for i in ids if i in known] for name, ids in groups.items()}
+        return {name: ids for name, ids in groups.items() if ids}
 
     def save(self, file_name: str, content, indent: int | None = None) -> None:
         """Write a json file into the output folder, if there is one."""

@@ -62,20 +62,22 @@ def test_what_does_not_fit_is_refused(line, capsys, opts, words):
 
 
 def test_predictions_are_led_back_to_the_data_sets_categories(tmp_path):
-    data = TinyCoco(tmp_path, num_classes=2)
+    data = TinyCoco(tmp_path, num_classes=3)
     image = data.image()
+    data.add(image, 2, (5, 60, 20, 20))  # of a category that the model has not
     data.add(image, 0, (10, 10, 30, 30))
     data.add(image, 1, (50, 50, 30, 30))
     found = predictions(
         (5, (10, 10, 30, 30), 0.9), (0, (50, 50, 30, 30), 0.8), (2, (1, 1, 9, 9), 1)
     )
     evaluator = PartialCOCOEvaluator(
-        dataset_name=data.register(), seen_ids=[0], class_ids=[5, 2], distributed=False
+        dataset_name=data.register(), seen_ids=[0], class_ids=[5, 2, None], distributed=False
     )
     results = evaluate(evaluator, {image: found})
     assert results["segm_seen"]["AP"] == pytest.approx(100)
     # Class 2, a category here, is found in the wrong place; class 0, none here, does not count.
     assert results["segm_unseen"]["AP"] == 0
+    assert results["segm_all"]["AP"] == pytest.approx(50)
 
 
 def test_two_categories_of_one_class_cannot_be_told_apart(tmp_path):
