@@ -161,7 +161,15 @@ def main() -> None:
         packages=find_packages(include=["psis_d2", "psis_d2.*"]),
         package_data={"psis_d2": ["model_zoo/**/*"]},
         # Open ranges: an install must not replace the PyTorch that Detectron2 was built for.
-        install_requires=["torch>=2.4", "torchvision", "numpy", "pillow", "pycocotools", "fvcore"],
+        install_requires=[
+            "torch>=2.4",
+            "torchvision",
+            "numpy",
+            "pillow",
+            "pycocotools",
+            "pyyaml",
+            "fvcore",
+        ],
         extras_require={"dev": ["pytest", "ruff", "clang-format", "ninja"]},
         ext_modules=[extension],
         cmdclass={"build_ext": build},

@@ -17,7 +17,8 @@ def add_psis_config(cfg: CN) -> None:
 
     # ---- supervision: which instances may show their mask to training --------------------------
     # The split: voc | nonvoc | shapes | shapes-swapped | all | auto | random-K-SEED | a text file
-    # with one class name a line. "auto": the categories that have a mask in the training json.
+    # with one class name a line. "auto": the categories that have a mask in the training json;
+    # "mapped": the classes that PSIS.CATEGORY_MAP leads to.
     cfg.PSIS.SEEN_CLASSES = "voc"
     # Upper bound: unseen categories keep their masks in training; the tables stay split.
     cfg.PSIS.ORACLE = False
@@ -27,6 +28,19 @@ def add_psis_config(cfg: CN) -> None:
     cfg.PSIS.MASK_IMAGE_FRACTION = 1.0
     # Another draw of the same share.
     cfg.PSIS.MASK_IMAGE_SEED = 0
+
+    # What an object whose mask training may not see is trained on: "none" = its box alone |
+    # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3).
+    cfg.PSIS.MISSING_MASKS = "none"
+    _add_grabcut_config(cfg)
+    # Where masks that take long to make are kept; "" = psis_d2_cache in DETECTRON2_DATASETS.
+    cfg.PSIS.CACHE_DIR = ""
+
+    # ---- several data sets with different categories -------------------------------------------
+    # A YAML or JSON file that names, for every category of the further data sets, the model's class
+    # (null: leave it out). The model's classes are those of the first training data set.
+    # "" = all data sets must have the same categories.
+    cfg.PSIS.CATEGORY_MAP = ""
 
     # ---- what the mask head is trained on ------------------------------------------------------
     # proposals (Mask R-CNN) | gt (CPMask's and DeepMAC's released code) | jittered_gt (ShapeMask).
@@ -67,6 +81,22 @@ def add_psis_config(cfg: CN) -> None:
 
     # Boxes that masks are measured in: detected | gt (from the annotations) | both.
     cfg.TEST.BOXES = "detected"
+    # Where their masks come from: model | grabcut (needs no mask head: MODEL.MASK_ON False).
+    cfg.TEST.MASKS = "model"
+
+
+def _add_grabcut_config(cfg: CN) -> None:
+    """GrabCut (Rother et al., SIGGRAPH 2004); the papers name no settings."""
+    node = cfg.PSIS.GRABCUT = CN()
+    # Turns of colour models and cut.
+    node.ITERATIONS = 5
+    # Background for sure is a band around the box, this many box sides wide: the whole image, the
+    # original's choice, costs several times the time.
+    node.CONTEXT = 0.5
+    # Longest side of box and band in pixels, larger ones are shrunk, to save time; 0 = never.
+    node.MAX_SIDE = 256
+    # Images (in training: making the cache) or boxes (testing) at a time; 0 = one a core.
+    node.THREADS = 0
 
 
 def _add_maskx_config(cfg: CN) -> None:

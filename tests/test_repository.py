@@ -114,7 +114,7 @@ def test_config_loads(name):
     cfg = get_cfg()
     add_psis_config(cfg)
     cfg.merge_from_file(str(ROOT / name))  # an unknown key raises
-    detector_alone = Path(name).name in DETECTORS_ALONE
+    detector_alone = Path(name).name in DETECTORS_ALONE or cfg.TEST.MASKS != "model"
     assert cfg.MODEL.MASK_ON is not detector_alone
 
 

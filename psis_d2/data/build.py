@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from psis_d2.data.coco import load_categories, load_coco
+from psis_d2.data.grabcut_cache import cached_grabcut_masks
+from psis_d2.data.joint import joint_class_ids, move_to_joint_classes, read_category_map
 from psis_d2.data.loader import Loader, SeededDataset
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.data.samplers import TrainingBatches
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import (
+    add_masks,
     clean_annotations,
     count_masks,
     masked_classes,
@@ -30,6 +33,8 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
+
+MISSING_MASKS = ("none", "grabcut")
 
 
 # ---------------------------------------------------------------------------------- data sets
@@ -124,6 +129,45 @@ def _has_coco_json(metadata) -> bool:
     )
 
 
+# ------------------------------------------------------------------------ the model's classes
+
+
+def get_model_class_names(cfg) -> list[str]:
+    """Names of the model's classes: those of the first data set of a config.
+
+    Raises:
+        UserError: as :func:`get_class_names`.
+    """
+    return get_class_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
+
+
+def get_model_class_ids(cfg, name: str) -> list[int | None] | None:
+    """The model's class of every category of a data set, by ``PSIS.CATEGORY_MAP``.
+
+    Returns:
+        One class for each category, None for one that is left out; None if the data set has the
+        model's classes itself, as it must without a map.
+
+    Raises:
+        UserError: a category is no class and not in the map, or the data cannot be read.
+    """
+    if not cfg.PSIS.CATEGORY_MAP:
+        return None
+    names, model_names = get_class_names(name), get_model_class_names(cfg)
+    if names == model_names:
+        return None
+    return joint_class_ids(names, model_names, read_category_map(cfg.PSIS.CATEGORY_MAP), name)
+
+
+def _get_model_dicts(cfg, name: str) -> list[dict]:
+    """A data set's dicts with the model's classes."""
+    dicts = get_dataset_dicts(name)
+    if cfg.PSIS.CATEGORY_MAP:
+        class_ids = get_model_class_ids(cfg, name)
+        move_to_joint_classes(dicts, class_ids, len(get_model_class_names(cfg)))
+    return dicts
+
+
 # ---------------------------------------------------------------------------------- supervision
 
 
@@ -131,7 +175,8 @@ def get_training_dicts(cfg) -> list[dict]:
     """Read all of ``DATASETS.TRAIN`` and remove the masks that training may not see.
 
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
-    ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Images without instances are dropped if
+    ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Objects without a mask get that of
+    ``PSIS.MISSING_MASKS``. Images without instances are dropped if
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``. One log line counts the masks.
 
     Raises:
@@ -141,10 +186,13 @@ def get_training_dicts(cfg) -> list[dict]:
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN is empty; name a data set or give --train-json.")
-    dicts = [record for name in names for record in get_dataset_dicts(name)]
+    _check_missing_masks(cfg)
+    parts = {name: _get_model_dicts(cfg, name) for name in names}
+    dicts = [record for part in parts.values() for record in part]
     class_names = get_class_names(names[0])
-    for name in names[1:]:
-        _check_same_classes(names[0], name)
+    if not cfg.PSIS.CATEGORY_MAP:
+        for name in names[1:]:
+            _check_same_classes(names[0], name)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = len(dicts)
         dicts = [record for record in dicts if _has_instances(record)]
@@ -156,9 +204,7 @@ def get_training_dicts(cfg) -> list[dict]:
         )
 
     masked = masked_classes(dicts)
-    seen = resolve_seen_classes(
-        cfg.PSIS.SEEN_CLASSES, class_names, masked_classes=masked, dataset_name=names[0]
-    )
+    seen = _resolve_seen(cfg, class_names, masked, names[0])
     images = _mask_images(cfg, dicts)
     total = count_masks(dicts)
     restrict_masks(dicts, None if cfg.PSIS.ORACLE else seen, images)
@@ -170,21 +216,36 @@ def get_training_dicts(cfg) -> list[dict]:
         "" if images is None else f", {len(images)} of {len(dicts)} images with masks",
         total.with_mask,
     )
+    if cfg.PSIS.MISSING_MASKS == "grabcut":
+        # A data set at a time: ids are unique only within one.
+        for name, part in parts.items():
+            add_masks(part, cached_grabcut_masks(cfg, part, name))
     return dicts
+
+
+def _check_missing_masks(cfg) -> None:
+    if cfg.PSIS.MISSING_MASKS not in MISSING_MASKS:
+        raise UserError(
+            f"PSIS.MISSING_MASKS is '{cfg.PSIS.MISSING_MASKS}'; choose one of "
+            f"{', '.join(MISSING_MASKS)}."
+        )
 
 
 def seen_ids_for(cfg) -> list[int]:
     """Contiguous ids of the seen categories of a config, sorted, for tables and reports.
 
-    Reads annotations only for ``PSIS.SEEN_CLASSES auto``, which looks at the training masks.
+    The classes are the model's. Reads annotations only for ``PSIS.SEEN_CLASSES auto``, which looks
+    at the training masks.
 
     Raises:
         UserError: the split does not fit the data, or the data cannot be read.
     """
     masked = None
     if cfg.PSIS.SEEN_CLASSES == "auto":
-        masked = set().union(*(_masked_classes_of(name) for name in cfg.DATASETS.TRAIN))
+        masked = set().union(*(_masked_classes_of(cfg, name) for name in cfg.DATASETS.TRAIN))
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if cfg.PSIS.CATEGORY_MAP:
+        names = names[:1]  # the others have other classes
     failure = UserError("DATASETS.TRAIN and DATASETS.TEST are empty; name a data set.")
     for name in names:
         try:
@@ -193,16 +254,31 @@ def seen_ids_for(cfg) -> list[int]:
             # A trained model is evaluated also where its training data is not.
             failure = error if name == names[0] else failure
             continue
-        return resolve_seen_classes(
-            cfg.PSIS.SEEN_CLASSES, class_names, masked_classes=masked, dataset_name=name
-        )
+        return _resolve_seen(cfg, class_names, masked, name)
     raise failure
+
+
+def _resolve_seen(cfg, class_names: Sequence[str], masked, name: str) -> list[int]:
+    spec = cfg.PSIS.SEEN_CLASSES
+    if spec != "mapped":
+        return resolve_seen_classes(spec, class_names, masked_classes=masked, dataset_name=name)
+    if not cfg.PSIS.CATEGORY_MAP:
+        raise UserError("PSIS.SEEN_CLASSES 'mapped' needs a PSIS.CATEGORY_MAP; give the file.")
+    mapped = set(read_category_map(cfg.PSIS.CATEGORY_MAP).values())
+    return [i for i, class_name in enumerate(class_names) if class_name in mapped]
 
 
 _masked_classes: dict[tuple, frozenset[int]] = {}
 
 
-def _masked_classes_of(name: str) -> frozenset[int]:
+def _masked_classes_of(cfg, name: str) -> set[int]:
+    """The model's classes that have masks in a data set."""
+    own = _own_masked_classes_of(name)
+    class_ids = get_model_class_ids(cfg, name)
+    return set(own) if class_ids is None else {class_ids[i] for i in own} - {None}
+
+
+def _own_masked_classes_of(name: str) -> frozenset[int]:
     """Categories with masks, remembered as long as the json stays the same file."""
     json_file = prepare_dataset(name).get("json_file")
     stamp = None
@@ -324,7 +400,8 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
     Args:
         cfg: the config.
         name: the data set.
-        with_boxes: whether samples carry the annotated boxes, classes and ids as ``instances``.
+        with_boxes: whether samples carry the annotated boxes, (the model's) classes and ids as
+            ``instances``.
 
     Returns:
         A finite iterable, with ``len()``, of lists of one mapped sample.
@@ -333,10 +410,10 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
         UserError: the data is not usable, or its categories are not those of the training data
             (where those are known).
     """
-    dicts = get_dataset_dicts(name)
+    dicts = _get_model_dicts(cfg, name)
     if not dicts:
         raise UserError(f"Data set '{name}' has no images to evaluate on.")
-    for train_name in cfg.DATASETS.TRAIN:
+    for train_name in cfg.DATASETS.TRAIN if not cfg.PSIS.CATEGORY_MAP else ():
         if MetadataCatalog.get(train_name).get("thing_classes") is not None:
             _check_same_classes(train_name, name)
     mapper = PartialMaskMapper(cfg, is_train=False, with_boxes=with_boxes)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
-from psis_d2.errors import UserError
+from psis_d2.data.images import read_image
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from PIL import Image
 from pycocotools import mask as mask_util
 
 # Narrower boxes (pixels) are dropped: a crop can leave nothing of an object.
@@ -40,6 +38,8 @@ class PartialMaskMapper:
       * when training a model with masks, ``gt_masks`` (``BitMasks``, N x H x W, zeros where there
         is no mask) and ``gt_has_mask`` (bool, N). Instances whose box is empty are left out; one
         whose mask is empty after a crop stays, without a mask;
+      * when training on images of which some are annotated for a part of the classes only,
+        ``gt_exhaustive`` (bool, N, the same for all N): whether this one has them all;
       * with ``with_boxes``, ``gt_ids`` (int64, N): the annotation ids.
     """
 
@@ -87,7 +87,7 @@ class PartialMaskMapper:
         Raises:
             UserError: the image cannot be read or is not as large as the dict says.
         """
-        image = self._read(dataset_dict)
+        image = read_image(dataset_dict, self.image_format)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = np.array(augmented.image.transpose(2, 0, 1), order="C")
@@ -99,33 +99,17 @@ class PartialMaskMapper:
                 for annotation in dataset_dict.get("annotations", ())
                 if not annotation.get("iscrowd", 0)
             ]
-            output["instances"] = self._instances(annotations, transforms, image.shape[1:])
+            output["instances"] = self._instances(
+                annotations, transforms, image.shape[1:], dataset_dict.get("exhaustive")
+            )
         return output
 
-    def _read(self, dataset_dict: dict) -> np.ndarray:
-        path = dataset_dict["file_name"]
-        try:
-            image = detection_utils.read_image(path, format=self.image_format)
-        # Pillow reports a damaged file in any of these ways.
-        except (
-            *(OSError, ValueError, SyntaxError, EOFError, struct.error),
-            Image.DecompressionBombError,
-        ) as error:
-            raise UserError(
-                f"Cannot read the image {path} ({type(error).__name__}: {error}); restore the file "
-                "or remove it from the json."
-            ) from error
-        found, expected = image.shape[:2], (dataset_dict["height"], dataset_dict["width"])
-        if found != expected:
-            swapped = " (its EXIF rotation is applied on reading)" * (found == expected[::-1])
-            raise UserError(
-                f"The image {path} is {found[1]} x {found[0]} pixels{swapped}, but the annotations "
-                f"say {expected[1]} x {expected[0]}; correct width and height in the json."
-            )
-        return image
-
     def _instances(
-        self, annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]
+        self,
+        annotations: Sequence[dict],
+        transforms: T.TransformList,
+        size: tuple[int, int],
+        exhaustive: bool | None,
     ) -> Instances:
         """Annotations of one image as ``Instances`` of the augmented image of ``size`` (H, W)."""
         boxes = np.array(
@@ -146,6 +130,8 @@ class PartialMaskMapper:
         # The boxes decide before any mask is drawn, so that a mask cannot decide.
         keep = instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
         instances = instances[keep]
+        if exhaustive is not None:
+            instances.gt_exhaustive = torch.full((len(instances),), exhaustive, dtype=torch.bool)
         if self.use_masks:
             kept = [a for a, stays in zip(annotations, keep.tolist(), strict=True) if stays]
             masks = np.zeros((len(kept), *size), dtype=bool)

@@ -56,7 +56,7 @@ NAMED_SPLITS = {
 """Names of the seen categories of each split that ``PSIS.SEEN_CLASSES`` knows by name."""
 
 _RANDOM = re.compile(r"random-(\d+)-(\d+)")
-_SPELLINGS = (*NAMED_SPLITS, "all", "auto", "random-K-SEED")
+_SPELLINGS = (*NAMED_SPLITS, "all", "auto", "mapped", "random-K-SEED")
 
 
 def resolve_seen_classes(

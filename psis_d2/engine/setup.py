@@ -5,7 +5,13 @@ import logging
 import os
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import get_class_names, prepare_dataset
+from psis_d2.data.build import (
+    get_class_names,
+    get_model_class_ids,
+    get_model_class_names,
+    get_training_dicts,
+    prepare_dataset,
+)
 from psis_d2.data.coco import register_coco_json
 from psis_d2.errors import UserError
 
@@ -109,9 +115,14 @@ def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
 def check_classes(cfg: CfgNode) -> None:
     """All data sets of a config must have the model's number of classes, and the same ones.
 
+    With ``PSIS.CATEGORY_MAP``, they may have others that it leads to the model's.
+
     Raises:
         UserError: if not.
     """
+    if cfg.PSIS.CATEGORY_MAP:
+        _check_mapped_classes(cfg)
+        return
     first = None
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         classes = list(MetadataCatalog.get(name).get("thing_classes", []))
@@ -131,13 +142,38 @@ def check_classes(cfg: CfgNode) -> None:
         first = first or (name, classes)
 
 
-def prepare_data(cfg: CfgNode) -> None:
-    """Make the data sets of a config that are made by this project and not there yet.
+def _check_mapped_classes(cfg: CfgNode) -> None:
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not names:
+        return
+    num_classes = len(get_model_class_names(cfg))
+    if num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"The data set {names[0]} gives the model {num_classes} classes, but it has "
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES to the former."
+        )
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PartialRPN":
+        raise UserError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} would take objects "
+            "that are not annotated for background; use PartialRPN with PSIS.CATEGORY_MAP."
+        )
+    for name in names:
+        get_model_class_ids(cfg, name)  # says what is wrong with the map
+
+
+def prepare_data(cfg: CfgNode, training: bool = True) -> None:
+    """Make what a config's data needs and what is not there yet: data sets and GrabCut masks.
 
     Called once before several processes start, which would otherwise each make them.
+
+    Args:
+        cfg: the config.
+        training: whether the run will train.
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         prepare_dataset(name)
+    if training and cfg.PSIS.MISSING_MASKS != "none":
+        get_training_dicts(cfg)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:

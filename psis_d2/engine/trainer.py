@@ -5,9 +5,19 @@ import os
 import weakref
 from collections import OrderedDict
 
-from psis_d2.data.build import build_test_loader, build_train_loader, seen_ids_for
+from psis_d2.data.build import (
+    build_test_loader,
+    build_train_loader,
+    get_dataset_dicts,
+    get_model_class_ids,
+    seen_ids_for,
+)
+from psis_d2.data.grabcut import GrabCut
+from psis_d2.data.grabcut_cache import cached_grabcut_masks
+from psis_d2.data.supervision import restrict_masks
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import GivenBoxModel
+from psis_d2.engine.grabcut import GrabCutModel
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.engine.stages import PARTS, train_only
 from psis_d2.errors import UserError, check_choice
@@ -29,6 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
+TEST_MASKS = ("model", "grabcut")
 TEST_BOXES = {"detected": ("detected",), "gt": ("gt",), "both": ("detected", "gt")}
 
 
@@ -151,28 +162,35 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected"):
         """The evaluator of one data set, for detected or given boxes."""
         kind = GivenBoxEvaluator if boxes == "gt" else PartialCOCOEvaluator
+        seen_ids, class_ids = seen_ids_for(cfg), get_model_class_ids(cfg, dataset_name)
+        if class_ids is not None:
+            seen_ids = [own for own, class_id in enumerate(class_ids) if class_id in seen_ids]
         return kind(
             dataset_name=dataset_name,
-            seen_ids=seen_ids_for(cfg),
+            seen_ids=seen_ids,
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_")),
             max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
+            class_ids=class_ids,
         )
 
     @classmethod
     def test(cls, cfg, model, evaluators=None) -> OrderedDict:
-        """Evaluate on ``DATASETS.TEST`` with the boxes that ``TEST.BOXES`` names.
+        """Evaluate on ``DATASETS.TEST``: boxes as ``TEST.BOXES`` says, masks as ``TEST.MASKS``.
 
         Returns:
             {task: {metric: value}}; with several data sets {data set: {task: {...}}}. The same is
             written to ``OUTPUT_DIR/results.json``.
         """
         check_choice("TEST.BOXES", cfg.TEST.BOXES, TEST_BOXES)
+        check_choice("TEST.MASKS", cfg.TEST.MASKS, TEST_MASKS)
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             of_dataset = results[name] = OrderedDict()
             for boxes in TEST_BOXES[cfg.TEST.BOXES]:
                 loader = build_test_loader(cfg, name, with_boxes=boxes == "gt")
                 tested = GivenBoxModel(model) if boxes == "gt" else model
+                if cfg.TEST.MASKS == "grabcut":
+                    tested = build_grabcut_model(cfg, tested, name, boxes)
                 evaluator = cls.build_evaluator(cfg, name, boxes)
                 of_dataset.update(inference_on_dataset(tested, loader, evaluator) or {})
         if len(results) == 1:
@@ -180,6 +198,23 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and results:
             write_json(f"{cfg.OUTPUT_DIR}/results.json", results, indent=1)
         return results
+
+
+def build_grabcut_model(cfg, model: torch.nn.Module, name: str, boxes: str) -> GrabCutModel:
+    """The model with GrabCut's masks; those of annotated boxes come from the cache.
+
+    Args:
+        cfg: the config.
+        model: its model, wrapped for given boxes if they are.
+        name: the data set that is evaluated.
+        boxes: ``detected`` or ``gt``.
+    """
+    masks = None
+    if boxes == "gt":
+        dicts = get_dataset_dicts(name)
+        restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
+        masks = cached_grabcut_masks(cfg, dicts, name)
+    return GrabCutModel(model, GrabCut.from_config(cfg), masks, cfg.PSIS.GRABCUT.THREADS)
 
 
 def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,14 +1,15 @@
 """What the evaluators share: collecting predictions from all processes, and the groups."""
 
-import contextlib
 import json
 import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from psis_d2.errors import UserError
 from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
+from psis_d2.files import written_at_once
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -26,6 +27,8 @@ class PredictionCollector(DatasetEvaluator, ABC):
         output_dir: where the json files go; None writes none.
         distributed: gather the predictions of all processes; otherwise each evaluates its own.
         max_dets: highest-scored detections per image and category that count.
+        class_ids: the model's class of every category of the data set (None for one that it has
+            not), where these are not the same; predictions of other classes do not count.
     """
 
     def __init__(
@@ -36,12 +39,15 @@ class PredictionCollector(DatasetEvaluator, ABC):
         output_dir: str | None = None,
         distributed: bool = True,
         max_dets: int = 100,
+        class_ids: Sequence[int | None] | None = None,
     ):
         self.dataset_name = dataset_name
         self.seen_ids = sorted(seen_ids)
         self.output_dir = output_dir
         self.distributed = distributed
         self.max_dets = max_dets
+        # Category by class.
+        self.own_ids = None if class_ids is None else _invert(class_ids, dataset_name)
         self.reset()
 
     def reset(self) -> None:
@@ -62,7 +68,14 @@ class PredictionCollector(DatasetEvaluator, ABC):
             if instances.has("pred_masks"):
                 # NumPy 2 warns about every tensor that Detectron2 makes an array of.
                 instances.pred_masks = instances.pred_masks.numpy()
-            self._of_image[item["image_id"]] = self.to_records(instances, item["image_id"])
+            records = self.to_records(instances, item["image_id"])
+            if self.own_ids is not None:
+                records = [
+                    {**record, "category_id": self.own_ids[record["category_id"]]}
+                    for record in records
+                    if record["category_id"] in self.own_ids
+                ]
+            self._of_image[item["image_id"]] = records
 
     def to_records(self, instances, image_id) -> list[dict]:
         """One image's predictions as dicts in COCO's result format, categories contiguous."""
@@ -99,10 +112,34 @@ class PredictionCollector(DatasetEvaluator, ABC):
     def evaluate_records(self, truth: GroundTruth, records: list[dict]) -> dict:
         """The results of predictions that :meth:`to_records` made. On the main process only."""
 
+    def groups(self, truth: GroundTruth) -> dict[str, list[int]]:
+        """:func:`class_groups` of the categories that the model has."""
+        groups = class_groups(self.seen_ids, len(truth.class_names))
+        if self.own_ids is None:
+            return groups
+        known = set(self.own_ids.values())
+        groups = {name: [i for i in ids if i in known] for name, ids in groups.items()}
+        return {name: ids for name, ids in groups.items() if ids}
+
     def save(self, file_name: str, content, indent: int | None = None) -> None:
         """Write a json file into the output folder, if there is one."""
         if self.output_dir:
             write_json(os.path.join(self.output_dir, file_name), content, indent)
+
+
+def _invert(class_ids: Sequence[int | None], dataset_name: str) -> dict[int, int]:
+    """Category by class."""
+    own_ids = {}
+    for own, class_id in enumerate(class_ids):
+        if class_id is None:
+            continue
+        if class_id in own_ids:
+            raise UserError(
+                f"PSIS.CATEGORY_MAP maps two categories of '{dataset_name}' to one class, so that "
+                "its predictions are of neither; map one of them elsewhere to evaluate on it."
+            )
+        own_ids[class_id] = own
+    return own_ids
 
 
 def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[int]]:
@@ -128,16 +165,8 @@ def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[
 
 def write_json(path: str, content, indent: int | None = None) -> None:
     """Write a json file as a whole or not at all. Numbers that are not finite become null."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    unfinished = f"{path}.{os.getpid()}.part"
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            json.dump(_plain(content), file, allow_nan=False, indent=indent)
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished)
-        raise
+    with written_at_once(path) as file:
+        json.dump(_plain(content), file, allow_nan=False, indent=indent)
 
 
 def _plain(value):

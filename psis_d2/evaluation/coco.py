@@ -5,7 +5,7 @@ import io
 import logging
 from collections import OrderedDict, defaultdict
 
-from psis_d2.evaluation.base import PredictionCollector, class_groups
+from psis_d2.evaluation.base import PredictionCollector
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region
 from psis_d2.evaluation.tables import category_rows, format_results, format_rows
 
@@ -43,7 +43,7 @@ class PartialCOCOEvaluator(PredictionCollector):
             "coco_instances_results.json",
             [{**r, "category_id": truth.json_ids[r["category_id"]]} for r in records],
         )
-        groups = class_groups(self.seen_ids, len(truth.class_names))
+        groups = self.groups(truth)
         kinds = ["bbox"]
         if truth.log_masks():
             if records and not any("segmentation" in record for record in records):

@@ -65,7 +65,7 @@ class GivenBoxEvaluator(PredictionCollector):
                 "%s: %d objects with a mask got no prediction and count with an IoU of 0.",
                 *(self.dataset_name, lost),
             )
-        groups = class_groups(self.seen_ids, len(truth.class_names))
+        groups = self.groups(truth)
         results = given_box_metrics(ious, groups)
         of_category = {
             metric: [given_box_metrics(ious, {"one": [i]})["gtbox_one"][metric] for i in ious]

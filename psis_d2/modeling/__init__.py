@@ -6,4 +6,5 @@ from psis_d2.modeling import (  # noqa: F401
     detectors,
     mask_heads,
     roi_heads,
+    rpn,
 )

@@ -97,7 +97,9 @@ class PartialROIHeads(StandardROIHeads):
         """Sample proposals as Detectron2 does, without copying a full mask for each of them.
 
         Every sampled proposal gets ``gt_index``, the row of its object in the image's target, and
-        ``gt_has_mask``; ``gt_masks`` stays in the target, where it is cut out on demand.
+        ``gt_has_mask``; ``gt_masks`` stays in the target, where it is cut out on demand. Background
+        of images that are annotated for a part of the classes (``gt_exhaustive`` false) is left out
+        of the sample: it may be an object of another class.
         """
         light = []
         for target in targets:
@@ -111,7 +113,12 @@ class PartialROIHeads(StandardROIHeads):
             if not instances.has("gt_index"):  # an image without a single object
                 instances.gt_index = torch.zeros_like(instances.gt_classes)
                 instances.gt_has_mask = torch.zeros_like(instances.gt_classes, dtype=torch.bool)
-        return sampled
+        return [self._without_unknown(instances) for instances in sampled]
+
+    def _without_unknown(self, instances: Instances) -> Instances:
+        if not instances.has("gt_exhaustive"):
+            return instances
+        return instances[(instances.gt_classes < self.num_classes) | instances.gt_exhaustive]
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]

@@ -6,6 +6,7 @@ import functools
 import os
 
 from psis_d2.data.splits import SHAPES_SEEN_NAMES, SHAPES_UNSEEN_NAMES
+from psis_d2.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -51,4 +52,42 @@ def register_partial_shapes(root: str) -> None:
         )
 
 
+def _require_visual_genome(json_file: str) -> None:
+    if not os.path.isfile(json_file):
+        raise UserError(
+            f"Visual Genome is not there as a COCO-format json ({json_file} is missing); make it "
+            "with tools/prepare_visual_genome.py."
+        )
+
+
+def _load_visual_genome(json_file: str, image_root: str, name: str) -> list[dict]:
+    from psis_d2.data.coco import load_coco
+
+    _require_visual_genome(json_file)
+    return load_coco(json_file, image_root, name)
+
+
+def register_visual_genome(root: str) -> None:
+    """Register ``vg_train`` and ``vg_val`` under ``root/visual_genome``, categories by their json.
+
+    Names that are registered already stay as they are.
+    """
+    folder = os.path.join(root, "visual_genome")
+    for split in ("train", "val"):
+        name = f"vg_{split}"
+        if name in DatasetCatalog:
+            continue
+        json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
+        DatasetCatalog.register(
+            name, functools.partial(_load_visual_genome, json_file, folder, name)
+        )
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=folder,
+            evaluator_type="coco",
+            psis_prepare=functools.partial(_require_visual_genome, json_file),
+        )
+
+
+register_visual_genome(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 register_partial_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

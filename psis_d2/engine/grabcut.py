@@ -1,0 +1,74 @@
+"""Segment the boxes that a detector found by GrabCut, in place of a mask head."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from psis_d2.data.grabcut import GrabCut
+from psis_d2.data.images import read_image
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_util
+from torch import nn
+
+
+class GrabCutModel(nn.Module):
+    """A model whose masks are GrabCut's: "Faster R-CNN tested with GrabCut" (Hu et al., CVPR 2018).
+
+    Masks are cut in the image as its file has it, at full resolution; whatever masks the wrapped
+    model predicts are replaced. A box outside the image gets an empty one.
+
+    Args:
+        model: any model with Detectron2's outputs, one on given boxes included.
+        grabcut: segments one box.
+        masks: {(image id, annotation id): RLE} of boxes whose masks are known already; they are
+            taken for predictions with ``gt_ids``.
+        threads: boxes that are cut at a time; 0 = one a core.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        grabcut: GrabCut,
+        masks: Mapping[tuple, dict] | None = None,
+        threads: int = 0,
+    ):
+        super().__init__()
+        self.model = model
+        self.grabcut = grabcut
+        self.masks = masks or {}
+        self.pool = ThreadPoolExecutor(threads or os.cpu_count())
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """Detectron2's outputs.
+
+        Args:
+            batched_inputs: dicts that need ``file_name``, ``image_id``, ``height`` and ``width`` of
+                the original image, beside what the model needs.
+        """
+        outputs = self.model(batched_inputs)
+        for item, output in zip(batched_inputs, outputs, strict=True):
+            instances = output["instances"]
+            instances.pred_masks = self._segment(item, instances).to(instances.pred_boxes.device)
+        return outputs
+
+    def _segment(self, item: dict, instances) -> torch.Tensor:
+        """bool [N, height, width]."""
+        masks = np.zeros((len(instances), item["height"], item["width"]), dtype=bool)
+        ids = instances.gt_ids.tolist() if instances.has("gt_ids") else [None] * len(instances)
+        open_rows = []
+        for row, key in enumerate(ids):
+            known = self.masks.get((item["image_id"], key))
+            if known is None:
+                open_rows.append(row)
+            else:
+                masks[row] = mask_util.decode(known)
+        if open_rows:
+            image = read_image(item, "BGR")
+            boxes = instances.pred_boxes.tensor.tolist()
+            cuts = self.pool.map(lambda row: self.grabcut(image, boxes[row])[0], open_rows)
+            for row, mask in zip(open_rows, cuts, strict=True):
+                if mask is not None:
+                    masks[row] = mask
+        return torch.from_numpy(masks)
