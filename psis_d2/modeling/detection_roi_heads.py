@@ -31,7 +31,7 @@ class DetectionROIHeads(PartialROIHeads):
     @configurable
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.mask_on and getattr(self.mask_head, "needs_box_predictor", False):
+        if self.mask_on and self.mask_head.needs_box_predictor:
             raise UserError(
                 f"{type(self.mask_head).__name__} reads the weights of a box predictor, and "
                 "one-stage detectors have none; use MODEL.ROI_HEADS.NAME PartialROIHeads with "

@@ -2,16 +2,15 @@
 
 import psis_d2.modeling  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.mask_heads.fcn import FCNMaskHead
 from psis_d2.modeling.roi_heads import MASK_TRAIN_BOXES
 
 import pytest
 import torch
-from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from model_builders import (
+    MASKX,
     SHAPEPROP,
     annotated_boxes,
     flip_masks,
@@ -177,12 +176,10 @@ def test_detector_alone_has_no_mask_branch(config):
     assert "loss_mask" not in training_losses(model, batch)
 
 
-def test_heads_that_need_a_box_predictor_are_refused(config, monkeypatch):
-    monkeypatch.setattr(FCNMaskHead, "needs_box_predictor", True)
-    assert ROI_MASK_HEAD_REGISTRY.get("FCNMaskHead") is FCNMaskHead
-    with pytest.raises(UserError, match="FCNMaskHead reads the weights of a box predictor"):
-        tiny_model(config=config)
-    tiny_model()  # the two-stage detector has one
+def test_heads_that_need_a_box_predictor_are_refused(config):
+    with pytest.raises(UserError, match="MaskXMaskHead reads the weights of a box predictor"):
+        tiny_model(*MASKX, config=config)
+    tiny_model(*MASKX, "PSIS.MASKX.INPUT", "randn", config=config)
 
 
 def test_two_stage_proposals_are_refused(config):

@@ -296,11 +296,6 @@ def test_box_needs_class_specific_regression(source):
     build_head(*keys, "PSIS.MASKX.INPUT", "cls")
 
 
-def test_a_detector_without_a_box_head():
-    with pytest.raises(UserError, match="this detector has no box head"):
-        small_head().predict(regions_of_classes([0], None))
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

@@ -50,7 +50,7 @@ class RegionMaskHead(nn.Module):
     """"annotated": training regions are foreground with a mask; "foreground": all foreground."""
     uses_sampled: ClassVar[bool] = False
     """Whether training needs the pooled features of all sampled proposals, background included."""
-    needs_box_predictor: ClassVar[bool] = False
+    needs_box_predictor: bool = False
     """Whether the head reads ``RegionContext.box_predictor``, which one-stage detectors lack."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""

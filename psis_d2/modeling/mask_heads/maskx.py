@@ -109,6 +109,7 @@ class MaskXMaskHead(RegionMaskHead):
         super().__init__(**kwargs)
         channels = input_shape.channels
         self.source = source
+        self.needs_box_predictor = source != ""
         self.stop_gradient = stop_gradient
         self.register_buffer("embeddings", embeddings)
         self.trunk = conv_tower(channels, conv_dim, num_convs, norm)
@@ -143,11 +144,6 @@ class MaskXMaskHead(RegionMaskHead):
         """w_seg of classes int64 [U], as float [U, conv_dim]."""
         if self.source == "":
             return self.transfer(self.embeddings[classes])
-        if box_predictor is None:
-            raise UserError(
-                f"PSIS.MASKX.INPUT '{self.source}' reads a box head's weights, but this detector "
-                "has no box head; choose randn or an embedding file, or a two-stage detector."
-            )
         weights = detection_weights(box_predictor, classes, self.source)
         return self.transfer(weights.detach() if self.stop_gradient else weights)
 
