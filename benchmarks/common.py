@@ -479,7 +479,8 @@ def main(bench: OpBenchmark, description: str) -> None:
     parser.add_argument(
         "--compile",
         choices=["all", "first", "none"],
-        help="shapes that torch.compile runs too (default: first on a CPU, all on CUDA)",
+        default="first",
+        help="shapes that torch.compile runs too; it takes minutes a shape (default: first)",
     )
     parser.add_argument("--only", default="", help="run variants whose name matches this pattern")
     args = parse_common(parser)
@@ -489,12 +490,11 @@ def main(bench: OpBenchmark, description: str) -> None:
     print(f"{bench.op} on {args.device} runs in: {path}")
     ceilings = measure_ceilings(args.device)
     print(f"ceilings: {ceilings}")
-    compiled_shapes = args.compile or ("all" if args.device == "cuda" else "first")
     plain = [v for v in bench.variants() if args.device in v.devices]
     rows, wrong = [], False
     for i, shape in enumerate(bench.shapes[args.device][: args.shapes]):
         case = bench.make_case(shape, torch.Generator().manual_seed(i))
-        compiles = compiled_shapes == "all" or (compiled_shapes == "first" and i == 0)
+        compiles = args.compile == "all" or (args.compile == "first" and i == 0)
         variants = with_compiled(plain) if compiles else plain
         variants = [v for v in variants if re.search(args.only, v.name)]
         results = run_case(bench, case, args.device, args.seconds, variants)

@@ -144,7 +144,7 @@ def main() -> None:
         print(f"{name} may spill: {MAY_SPILL[name]}")
     if bad := sorted(spilling - set(MAY_SPILL)):
         raise SystemExit(f"error: these kernels spill registers: {', '.join(bad)}.")
-    print(f"{len(kernels)} kernels without warnings" + ("" if spilling else " and spills"))
+    print(f"{len(kernels)} kernels: no warnings" + ("" if spilling else ", no spills"))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,27 @@
 # GPU that is there, its tests, compute-sanitizer where there is one, the benchmarks with their
 # tables saved, and a short table last. A step that fails does not stop the next.
 #
-#   tools/gpu_session.sh [seconds per measurement]      (default 0.3)
+#   tools/gpu_session.sh [step ...]
 #
-# PYTHON: an interpreter that has PyTorch with CUDA and the project's other needs; unset or without
-# PyTorch: `make build` makes one. OUT: the logs' folder (default: output/gpu_session).
+# Steps: build, doctor, tests, memcheck, racecheck, synccheck, and the names of benchmarks/bench_*.py.
+# All of them may take half an hour; most of that is torch.compile, see BENCH_ARGS.
+#   PYTHON      an interpreter with PyTorch for CUDA and the project's other needs; unset or without
+#               them: `make build` makes one
+#   BENCH_ARGS  for every benchmark, for instance "--seconds 0.1 --shapes 3"
+#   OUT         the logs' folder (default: output/gpu_session)
 set -uo pipefail
 cd "$(dirname "$0")/.."
-seconds=${1:-0.3}
+wanted=" $* "
+read -ra bench_args <<<"${BENCH_ARGS:-}"
 out=${OUT:-output/gpu_session}
 mkdir -p "$out"
 summary=()
 
-# step NAME COMMAND...: runs it into NAME.log and keeps what came of it.
+# step NAME COMMAND...: runs it, if it is wanted, into NAME.log and keeps what came of it.
 step() {
   local name=$1 start=$SECONDS state=ok
   shift
+  [[ $wanted == "  " || $wanted == *" $name "* ]] || return 0
   echo "== $name"
   "$@" >"$out/$name.log" 2>&1 || state="failed ($?)"
   tail -n 3 "$out/$name.log"
@@ -26,7 +32,7 @@ step() {
 
 python=${PYTHON:-python3}
 if ! "$python" -c 'import torch, detectron2; assert torch.cuda.is_available()' 2>/dev/null; then
-  step environment make build
+  make build
   python=.venv/bin/python
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -48,14 +54,14 @@ else
   summary+=("compute-sanitizer          not installed")
 fi
 for script in benchmarks/bench_*.py; do
-  step "$(basename "$script" .py)" "$python" "$script" --device cuda --save --seconds "$seconds"
+  step "$(basename "$script" .py)" "$python" "$script" --device cuda --save "${bench_args[@]}"
 done
 cp -r benchmarks/results "$out"/ 2>/dev/null
 
 echo
 for script in benchmarks/bench_*.py; do
   log=$out/$(basename "$script" .py).log
-  grep -E '^(case|model) |  ours|  on  ' "$log" | awk '!seen[$0]++'
+  [[ -e $log ]] && grep -E '^(case|model) |  ours|  on  ' "$log" | awk '!seen[$0]++'
 done
 printf '%s\n' "" "${summary[@]}"
 printf '%s\n' "${summary[@]}" >"$out/summary.txt"

@@ -138,8 +138,9 @@ __device__ __forceinline__ void step(const acc_t (&k)[kRows][kKernelTaps], const
     for (int band = 0; band < 3; ++band) {
       const int to = i + 1 - band;
       if (to < 0 || to >= kRows) continue;
-      next[to] += k[to][3 * band] * from.left + k[to][3 * band + 1] * from.here +
-                  k[to][3 * band + 2] * from.right;
+      next[to] += k[to][3 * band] * from.left;
+      next[to] += k[to][3 * band + 1] * from.here;
+      next[to] += k[to][3 * band + 2] * from.right;
     }
   }
 #pragma unroll
