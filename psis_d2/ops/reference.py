@@ -37,7 +37,7 @@ def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str) -> Tenso
     """
     n, _, h, w = m0.shape
     dtype = m0.dtype
-    state_dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    state_dtype = _state_dtype(m0)
     kernel = normalise_weights(
         weights.to(state_dtype).reshape(n, weights.shape[1] // TAPS, TAPS, h, w), norm
     ).unbind(dim=2)
@@ -50,3 +50,51 @@ def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str) -> Tenso
             state = torch.addcmul(state, padded[:, :, y : y + h, x : x + w], kernel[tap])
     # A result that is not the input itself, whatever the number of steps.
     return state.to(dtype) if steps else m0.clone()
+
+
+def shape_prior_blend(
+    logits: Tensor,
+    priors: Tensor,
+    boxes: Tensor,
+    frames: Tensor,
+    size: tuple[int, int],
+    classes: Tensor | None = None,
+    sample_offset: float = 0.5,
+) -> Tensor:
+    """Twin of :func:`psis_d2.ops.shape_prior_blend`.
+
+    Two batched matrix products with the hat functions of both axes instead of F.grid_sample, whose
+    backward pass on the CPU is the slower one.
+    """
+    dtype = _state_dtype(logits)
+    side = priors.shape[-1]
+    # Matrix products would be lowered.
+    with torch.autocast(logits.device.type, enabled=False):
+        weights = logits.to(dtype).softmax(dim=1)
+        priors = priors.to(dtype).flatten(-2)
+        if classes is None:
+            blended = weights @ priors
+        else:
+            blended = torch.bmm(weights.unsqueeze(1), priors[classes])
+        blended = blended.view(-1, side, side)
+        boxes, frames = boxes.detach().to(dtype), frames.detach().to(dtype)
+        rows, columns = (
+            _hats(boxes[:, axis::2], frames[:, axis::2], cells, side, sample_offset)
+            for axis, cells in zip((1, 0), size, strict=True)
+        )
+        return (rows @ blended @ columns.transpose(1, 2)).to(logits.dtype)
+
+
+def _hats(box: Tensor, frame: Tensor, cells: int, side: int, offset: float) -> Tensor:
+    """Bilinear weights [N, cells, side] of one axis; box and frame: float [N, 2], begin and end."""
+    extent = box[:, 1:] - box[:, :1]
+    cell = torch.arange(cells, dtype=box.dtype, device=box.device)
+    unit = (frame[:, 1:] - frame[:, :1]) / cells
+    position = (frame[:, :1] - box[:, :1] + (cell + offset) * unit) * (side / extent) - offset
+    position = torch.where(extent > 0, position, -1.0)  # nothing of a box without extent
+    prior_cell = torch.arange(side, dtype=box.dtype, device=box.device)
+    return (1 - (position[..., None] - prior_cell).abs()).relu()
+
+
+def _state_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
