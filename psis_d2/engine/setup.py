@@ -7,6 +7,7 @@ import os
 from psis_d2.config import add_psis_config
 from psis_d2.data.build import get_class_names, prepare_dataset
 from psis_d2.data.coco import register_coco_json
+from psis_d2.data.shape_priors import prepare_shape_priors
 from psis_d2.errors import UserError
 
 import torch
@@ -126,13 +127,16 @@ def check_classes(cfg: CfgNode) -> None:
         first = first or (name, classes)
 
 
-def prepare_data(cfg: CfgNode) -> None:
-    """Make the data sets of a config that are made by this project and not there yet.
+def prepare_data(cfg: CfgNode, training: bool = True) -> None:
+    """Make what this project makes for a config and what is not there yet.
 
-    Called once before several processes start, which would otherwise each make them.
+    These are synthetic data sets and, for training, shape priors. Called once before several
+    processes start, which would otherwise each make them.
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         prepare_dataset(name)
+    if training:
+        prepare_shape_priors(cfg)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
