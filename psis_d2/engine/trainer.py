@@ -1,5 +1,6 @@
 """Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
 
+import itertools
 import logging
 import os
 import weakref
@@ -7,7 +8,7 @@ from collections import OrderedDict
 
 from psis_d2.data.build import build_test_loader, build_train_loader, seen_ids_for
 from psis_d2.engine.checkpoint import Checkpointer
-from psis_d2.engine.given_boxes import GivenBoxModel
+from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.engine.stages import PARTS, train_only
 from psis_d2.errors import UserError, check_choice
@@ -148,13 +149,14 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected"):
+    def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected", shrunk: bool = False):
         """The evaluator of one data set, for detected or given boxes."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_"))
         kind = GivenBoxEvaluator if boxes == "gt" else PartialCOCOEvaluator
         return kind(
             dataset_name=dataset_name,
             seen_ids=seen_ids_for(cfg),
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_")),
+            output_dir=os.path.join(folder, "shrunk_boxes") if shrunk else folder,
             max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
 
@@ -162,19 +164,31 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg, model, evaluators=None) -> OrderedDict:
         """Evaluate on ``DATASETS.TEST`` with the boxes that ``TEST.BOXES`` names.
 
+        With ``TEST.BOX_SHRINK`` below 1 everything is measured once more, in shrunk boxes; the
+        names of these tasks begin with ``shrunk_``.
+
         Returns:
             {task: {metric: value}}; with several data sets {data set: {task: {...}}}. The same is
             written to ``OUTPUT_DIR/results.json``.
         """
         check_choice("TEST.BOXES", cfg.TEST.BOXES, TEST_BOXES)
+        shrinks = [None]
+        if cfg.TEST.BOX_SHRINK != 1.0:
+            shrinks.append(BoxShrink(cfg.TEST.BOX_SHRINK, cfg.TEST.BOX_SHRINK_SEED))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             of_dataset = results[name] = OrderedDict()
-            for boxes in TEST_BOXES[cfg.TEST.BOXES]:
+            for boxes, shrink in itertools.product(TEST_BOXES[cfg.TEST.BOXES], shrinks):
                 loader = build_test_loader(cfg, name, with_boxes=boxes == "gt")
-                tested = GivenBoxModel(model) if boxes == "gt" else model
-                evaluator = cls.build_evaluator(cfg, name, boxes)
-                of_dataset.update(inference_on_dataset(tested, loader, evaluator) or {})
+                tested = model
+                if boxes == "gt":
+                    tested = GivenBoxModel(model, shrink)
+                elif shrink:
+                    tested = ShrunkBoxModel(model, shrink)
+                evaluator = cls.build_evaluator(cfg, name, boxes, shrunk=shrink is not None)
+                tasks = inference_on_dataset(tested, loader, evaluator) or {}
+                prefix = "shrunk_" if shrink else ""
+                of_dataset.update({f"{prefix}{task}": x for task, x in tasks.items()})
         if len(results) == 1:
             results = next(iter(results.values()))
         if comm.is_main_process() and results:
