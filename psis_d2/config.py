@@ -28,6 +28,10 @@ def add_psis_config(cfg: CN) -> None:
     cfg.PSIS.MASK_IMAGE_FRACTION = 1.0
     # Another draw of the same share.
     cfg.PSIS.MASK_IMAGE_SEED = 0
+    # Share of images to train on at all, drawn in the same way (ShapeMask, Fig. 8).
+    cfg.PSIS.TRAIN_IMAGE_FRACTION = 1.0
+    # Another draw of the same share.
+    cfg.PSIS.TRAIN_IMAGE_SEED = 0
 
     # What an object whose mask training may not see is trained on: "none" = its box alone |
     # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3).
@@ -48,6 +52,8 @@ def add_psis_config(cfg: CN) -> None:
     cfg.PSIS.MASK_TRAIN_BOXES = "proposals"
     # Noise of jittered_gt: sd of the centre and log-size shifts, in units of the box (ShapeMask).
     cfg.PSIS.BOX_JITTER_STD = 0.1
+    # At most so many annotated boxes an image, drawn anew each time; 0 = all (ShapeMask: 8).
+    cfg.PSIS.MASK_BOXES_PER_IMAGE = 0
 
     # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
     # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
@@ -75,6 +81,8 @@ def add_psis_config(cfg: CN) -> None:
     _add_fcos_config(cfg)
     _add_retinanet_config(cfg)
     _add_shapeprop_config(cfg)
+    _add_shapemask_config(cfg)
+    _add_nasfpn_config(cfg)
 
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -83,6 +91,11 @@ def add_psis_config(cfg: CN) -> None:
     cfg.TEST.BOXES = "detected"
     # Where their masks come from: model | grabcut (needs no mask head: MODEL.MASK_ON False).
     cfg.TEST.MASKS = "model"
+    # Measure again in boxes whose sides are multiplied by random factors between this and 1; 1.0 =
+    # do not (ShapeMask, Tab. 3: 0.75).
+    cfg.TEST.BOX_SHRINK = 1.0
+    # Another draw of the factors.
+    cfg.TEST.BOX_SHRINK_SEED = 0
 
 
 def _add_grabcut_config(cfg: CN) -> None:
@@ -225,3 +238,56 @@ def _add_shapeprop_config(cfg: CN) -> None:
     node.ACTIVATING_WEIGHT = 1.0
     # Weight of the shape activation's loss (released code: 1).
     node.PROPAGATING_WEIGHT = 1.0
+
+
+def _add_shapemask_config(cfg: CN) -> None:
+    """ShapeMask (Kuo et al., ICCV 2019); "released code" is tensorflow/tpu's.
+
+    ``MODEL.ROI_MASK_HEAD`` has the width (``CONV_DIM``: 128), the convolutions of each of the two
+    decoders (``NUM_CONV``: 4), the norm, the side of a crop (``POOLER_RESOLUTION``: 32) and whether
+    priors and masks are class-agnostic.
+    """
+    node = cfg.PSIS.SHAPEMASK = CN()
+    # File of tools/make_shape_priors.py; "" = made in OUTPUT_DIR when training starts.
+    node.PRIORS = ""
+    # Priors (of a category, if class-specific); 0 = the paper's 100, class-specific 20.
+    node.NUM_PRIORS = 0
+    # Of the k-means, where PRIORS is "".
+    node.PRIORS_SEED = 0
+    # Cluster so many masks, drawn at random, at the most; 0 = all of them.
+    node.PRIORS_MAX_MASKS = 50000
+    # False: a uniform box in place of the blended prior (ablation, paper Tab. 4).
+    node.SHAPE_PRIOR = True
+    # False: features that are not centred on the instance (ablation, paper Tab. 4).
+    node.INSTANCE_EMBEDDING = True
+    # What a crop shows: outer_box = the box enlarged, resized to the crop's side (released code) |
+    # fixed = that many cells around the box on the level of Eq. 10, not resized (paper).
+    node.CROP = "outer_box"
+    # How much larger the outer box is (released code).
+    node.OUTER_BOX_SCALE = 1.25
+    # Sum of the features inside the box over all cells of the crop (released code), "crop", or over
+    # the area of the box (paper Eq. 1), "box".
+    node.BOX_POOLING = "crop"
+    # Features that the fine mask starts from: the crop's (released code), "crop", or those that the
+    # prior has been added to (paper Eq. 8), "prior".
+    node.FINE_FEATURES = "crop"
+    # Add the embedded coarse mask to them (released code).
+    node.ADD_COARSE_MASK = True
+    # The fine mask has so many times the crop's resolution (released code; unstated in the paper).
+    node.UPSAMPLING = 4
+    # Probability that both masks start from (released code).
+    node.INITIAL_PROB = 0.01
+    # Losses are summed over cells and divided by the number of foreground cells, "foreground"
+    # (released code), or of all cells, "cells" (paper Eq. 3, 6, 9).
+    node.LOSS_NORMALIZER = "foreground"
+    # Weights (released code; the paper has none).
+    node.PRIOR_WEIGHT = 0.1
+    node.COARSE_WEIGHT = 1.0
+    node.FINE_WEIGHT = 1.0
+
+
+def _add_nasfpn_config(cfg: CN) -> None:
+    """NAS-FPN (Ghiasi et al., CVPR 2019)."""
+    node = cfg.PSIS.NASFPN = CN()
+    # How often the seven merging cells are repeated (paper: 7).
+    node.REPEATS = 7

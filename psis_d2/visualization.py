@@ -283,6 +283,38 @@ def _lay_out(
     return canvas
 
 
+def priors_grid(
+    priors: np.ndarray, class_names: Sequence[str] | None = None, columns: int = 20, scale: int = 2
+) -> np.ndarray:
+    """Shape priors side by side, bright where an object is.
+
+    Args:
+        priors: float in [0, 1], ``[K, P, P]``, or ``[classes, K, P, P]`` with ``class_names``.
+        class_names: class-specific priors are drawn under the name of their category.
+        columns: priors in a row.
+        scale: factor of enlargement.
+
+    Returns:
+        RGB uint8 image.
+    """
+    groups = priors[None] if class_names is None else priors
+    side = priors.shape[-1] * scale
+    step, rows = side + 2, -(-groups.shape[1] // columns)
+    title = 0 if class_names is None else _CAPTION_HEIGHT
+    width = min(columns, groups.shape[1]) * step + 2
+    canvas = np.full((len(groups) * (rows * step + title) + 2, width, 3), _DARK, np.uint8)
+    for index, group in enumerate(groups):
+        top = index * (rows * step + title) + title + 2
+        if class_names is not None:
+            _put_text(canvas, class_names[index], 2, top - 6, _LIGHT)
+        for number, prior in enumerate(group):
+            row, column = divmod(number, columns)
+            tile = np.rint(255 * prior).astype(np.uint8).repeat(scale, axis=0)
+            y, x = top + row * step, 2 + column * step
+            canvas[y : y + side, x : x + side] = tile.repeat(scale, axis=1)[..., None]
+    return canvas
+
+
 def save_png(path: str, image: np.ndarray) -> None:
     """Write an RGB uint8 image as PNG in one step: the path never shows a half-written file.
 

@@ -1,10 +1,13 @@
 """Small models and batches for tests: a config of two seconds, and images with partial masks."""
 
+import tempfile
 from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (registers heads)
 from psis_d2.config import add_psis_config
+from psis_d2.data.shape_priors import ShapePriors, save_shape_priors
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -18,6 +21,22 @@ HOURGLASS = (
     *("MODEL.ROI_MASK_HEAD.NAME", "HourglassMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "GN"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", 32),  # GN's groups
     *("PSIS.HOURGLASS.CHANNELS", [32, 32], "PSIS.HOURGLASS.BLOCKS", [1, 1]),
+)
+
+_FOLDER = tempfile.TemporaryDirectory()
+
+
+def write_priors(path: str, *shape: int) -> str:
+    """A file of random shape priors, [K] or [classes, K] of them; returns its path."""
+    priors = np.random.default_rng(0).random((*shape, 32, 32), dtype=np.float32)
+    save_shape_priors(path, ShapePriors(priors, {"format": "psis_d2 shape priors 1"}))
+    return path
+
+
+SHAPEMASK = (
+    *("MODEL.ROI_MASK_HEAD.NAME", "ShapeMaskHead", "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+    *("PSIS.SHAPEMASK.NUM_PRIORS", 3, "PSIS.SHAPEMASK.UPSAMPLING", 2),
+    *("PSIS.SHAPEMASK.PRIORS", write_priors(f"{_FOLDER.name}/priors.npz", 3)),
 )
 
 

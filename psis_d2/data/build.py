@@ -22,7 +22,7 @@ from psis_d2.data.supervision import (
     match_image_list,
     read_image_list,
     restrict_masks,
-    select_mask_images,
+    select_images,
 )
 from psis_d2.errors import UserError
 
@@ -177,7 +177,8 @@ def get_training_dicts(cfg) -> list[dict]:
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
     ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Objects without a mask get that of
     ``PSIS.MISSING_MASKS``. Images without instances are dropped if
-    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``. One log line counts the masks.
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but ``PSIS.TRAIN_IMAGE_FRACTION`` of the others
+    before anything else looks at them. One log line counts the masks.
 
     Raises:
         UserError: there is nothing to train on, the data sets have different categories, or a
@@ -203,6 +204,7 @@ def get_training_dicts(cfg) -> list[dict]:
             f"The training data ({', '.join(names)}) has no images with instances to train on."
         )
 
+    dicts = _training_share(cfg, dicts)
     masked = masked_classes(dicts)
     seen = _resolve_seen(cfg, class_names, masked, names[0])
     images = _mask_images(cfg, dicts)
@@ -295,6 +297,22 @@ def _has_instances(record: dict) -> bool:
     return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
 
 
+def _training_share(cfg, dicts: list[dict]) -> list[dict]:
+    """The images of ``PSIS.TRAIN_IMAGE_FRACTION``."""
+    fraction, seed = cfg.PSIS.TRAIN_IMAGE_FRACTION, cfg.PSIS.TRAIN_IMAGE_SEED
+    if fraction == 1.0:
+        return dicts
+    key = "PSIS.TRAIN_IMAGE_FRACTION"
+    candidates = {record["image_id"] for record in dicts if _has_instances(record)}
+    chosen = select_images(candidates, fraction, seed, key)
+    if not chosen:
+        raise UserError(
+            f"{key} {fraction} of {len(candidates)} images is none; give a larger share."
+        )
+    logger.info("training on %d of %d images with instances", len(chosen), len(candidates))
+    return [record for record in dicts if record["image_id"] in chosen]
+
+
 def _mask_images(cfg, dicts: Sequence[dict]) -> set | None:
     """Ids of the images that keep their masks, or None for all."""
     images = None
@@ -314,8 +332,11 @@ def _mask_images(cfg, dicts: Sequence[dict]) -> set | None:
     if cfg.PSIS.MASK_IMAGE_FRACTION != 1.0:
         # Images without instances are no part of the choice, so that dropping them changes nothing.
         candidates = {record["image_id"] for record in dicts if _has_instances(record)}
-        chosen = select_mask_images(
-            candidates, cfg.PSIS.MASK_IMAGE_FRACTION, cfg.PSIS.MASK_IMAGE_SEED
+        chosen = select_images(
+            candidates,
+            cfg.PSIS.MASK_IMAGE_FRACTION,
+            cfg.PSIS.MASK_IMAGE_SEED,
+            "PSIS.MASK_IMAGE_FRACTION",
         )
         images = chosen if images is None else images & chosen
     return images

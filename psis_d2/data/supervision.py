@@ -166,8 +166,8 @@ def add_masks(dicts: Iterable[dict], masks: Mapping[tuple, dict]) -> None:
                 annotation["segmentation"] = mask
 
 
-def select_mask_images(image_ids: Iterable, fraction: float, seed: int) -> set:
-    """Draw the images that keep their masks.
+def select_images(image_ids: Iterable, fraction: float, seed: int, key: str) -> set:
+    """Draw a share of the images.
 
     The choice depends on the ids and the seed, not on the order; with one seed, a smaller fraction
     gives a subset of a larger one.
@@ -176,6 +176,7 @@ def select_mask_images(image_ids: Iterable, fraction: float, seed: int) -> set:
         image_ids: distinct image ids, or with repetitions that count once.
         fraction: share of the images, 0 to 1; the number is rounded to the nearest.
         seed: any integer.
+        key: the config key of the fraction, for the error.
 
     Returns:
         The selected ids.
@@ -185,8 +186,7 @@ def select_mask_images(image_ids: Iterable, fraction: float, seed: int) -> set:
     """
     if not 0 <= fraction <= 1:
         raise UserError(
-            f"PSIS.MASK_IMAGE_FRACTION is {fraction}; it is a share of images and must lie "
-            "between 0 and 1."
+            f"{key} is {fraction}; it is a share of images and must lie between 0 and 1."
         )
     ranked = sorted(set(image_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     return set(ranked[: math.floor(fraction * len(ranked) + 0.5)])

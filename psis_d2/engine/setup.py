@@ -13,6 +13,7 @@ from psis_d2.data.build import (
     prepare_dataset,
 )
 from psis_d2.data.coco import register_coco_json
+from psis_d2.data.shape_priors import prepare_shape_priors
 from psis_d2.errors import UserError
 
 import torch
@@ -162,7 +163,7 @@ def _check_mapped_classes(cfg: CfgNode) -> None:
 
 
 def prepare_data(cfg: CfgNode, training: bool = True) -> None:
-    """Make what a config's data needs and what is not there yet: data sets and GrabCut masks.
+    """Make what a config needs and what is not there yet: data sets, GrabCut masks, shape priors.
 
     Called once before several processes start, which would otherwise each make them.
 
@@ -174,6 +175,8 @@ def prepare_data(cfg: CfgNode, training: bool = True) -> None:
         prepare_dataset(name)
     if training and cfg.PSIS.MISSING_MASKS != "none":
         get_training_dicts(cfg)
+    if training:
+        prepare_shape_priors(cfg)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
 
+import itertools
 import logging
 import os
 import weakref
@@ -16,7 +17,7 @@ from psis_d2.data.grabcut import GrabCut
 from psis_d2.data.grabcut_cache import cached_grabcut_masks
 from psis_d2.data.supervision import restrict_masks
 from psis_d2.engine.checkpoint import Checkpointer
-from psis_d2.engine.given_boxes import GivenBoxModel
+from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.engine.grabcut import GrabCutModel
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.engine.stages import PARTS, train_only
@@ -159,8 +160,9 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected"):
+    def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected", shrunk: bool = False):
         """The evaluator of one data set, for detected or given boxes."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_"))
         kind = GivenBoxEvaluator if boxes == "gt" else PartialCOCOEvaluator
         seen_ids, class_ids = seen_ids_for(cfg), get_model_class_ids(cfg, dataset_name)
         if class_ids is not None:
@@ -168,7 +170,7 @@ class Trainer(DefaultTrainer):
         return kind(
             dataset_name=dataset_name,
             seen_ids=seen_ids,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_")),
+            output_dir=os.path.join(folder, "shrunk_boxes") if shrunk else folder,
             max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
             class_ids=class_ids,
         )
@@ -177,22 +179,35 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg, model, evaluators=None) -> OrderedDict:
         """Evaluate on ``DATASETS.TEST``: boxes as ``TEST.BOXES`` says, masks as ``TEST.MASKS``.
 
+        With ``TEST.BOX_SHRINK`` below 1 everything is measured once more, in shrunk boxes; the
+        names of these tasks begin with ``shrunk_``.
+
         Returns:
             {task: {metric: value}}; with several data sets {data set: {task: {...}}}. The same is
             written to ``OUTPUT_DIR/results.json``.
         """
         check_choice("TEST.BOXES", cfg.TEST.BOXES, TEST_BOXES)
         check_choice("TEST.MASKS", cfg.TEST.MASKS, TEST_MASKS)
+        shrinks = [None]
+        if cfg.TEST.BOX_SHRINK != 1.0:
+            shrinks.append(BoxShrink(cfg.TEST.BOX_SHRINK, cfg.TEST.BOX_SHRINK_SEED))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             of_dataset = results[name] = OrderedDict()
-            for boxes in TEST_BOXES[cfg.TEST.BOXES]:
+            for boxes, shrink in itertools.product(TEST_BOXES[cfg.TEST.BOXES], shrinks):
                 loader = build_test_loader(cfg, name, with_boxes=boxes == "gt")
-                tested = GivenBoxModel(model) if boxes == "gt" else model
+                tested = model
+                if boxes == "gt":
+                    tested = GivenBoxModel(model, shrink)
+                elif shrink:
+                    tested = ShrunkBoxModel(model, shrink)
                 if cfg.TEST.MASKS == "grabcut":
-                    tested = build_grabcut_model(cfg, tested, name, boxes)
-                evaluator = cls.build_evaluator(cfg, name, boxes)
-                of_dataset.update(inference_on_dataset(tested, loader, evaluator) or {})
+                    annotated = boxes == "gt" and not shrink
+                    tested = build_grabcut_model(cfg, tested, name, annotated)
+                evaluator = cls.build_evaluator(cfg, name, boxes, shrunk=shrink is not None)
+                tasks = inference_on_dataset(tested, loader, evaluator) or {}
+                prefix = "shrunk_" if shrink else ""
+                of_dataset.update({f"{prefix}{task}": x for task, x in tasks.items()})
         if len(results) == 1:
             results = next(iter(results.values()))
         if comm.is_main_process() and results:
@@ -200,17 +215,19 @@ class Trainer(DefaultTrainer):
         return results
 
 
-def build_grabcut_model(cfg, model: torch.nn.Module, name: str, boxes: str) -> GrabCutModel:
+def build_grabcut_model(
+    cfg, model: torch.nn.Module, name: str, annotated_boxes: bool
+) -> GrabCutModel:
     """The model with GrabCut's masks; those of annotated boxes come from the cache.
 
     Args:
         cfg: the config.
         model: its model, wrapped for given boxes if they are.
         name: the data set that is evaluated.
-        boxes: ``detected`` or ``gt``.
+        annotated_boxes: whether the model's boxes are the annotations' as they are.
     """
     masks = None
-    if boxes == "gt":
+    if annotated_boxes:
         dicts = get_dataset_dicts(name)
         restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
         masks = cached_grabcut_masks(cfg, dicts, name)

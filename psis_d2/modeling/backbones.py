@@ -1,5 +1,8 @@
 """Backbones beside Detectron2's own."""
 
+from psis_d2.errors import UserError
+from psis_d2.modeling.nasfpn import NASFPN
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet, build_resnet_backbone
@@ -62,4 +65,27 @@ def build_p5_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_nasfpn_backbone(cfg, input_shape: ShapeSpec) -> NASFPN:
+    """ResNet under a NAS-FPN of ``MODEL.FPN``'s width and norm.
+
+    Returns:
+        A backbone with outputs p3 to p7, strides 8 to 128, for ``MODEL.FPN.IN_FEATURES`` res3 to
+        res5.
+    """
+    node = cfg.MODEL.FPN
+    if list(node.IN_FEATURES) != ["res3", "res4", "res5"] or cfg.PSIS.NASFPN.REPEATS < 1:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES is {list(node.IN_FEATURES)} and PSIS.NASFPN.REPEATS "
+            f"{cfg.PSIS.NASFPN.REPEATS}; a NAS-FPN takes [res3, res4, res5], and 1 or more."
+        )
+    return NASFPN(
+        build_resnet_backbone(cfg, input_shape),
+        in_features=node.IN_FEATURES,
+        channels=node.OUT_CHANNELS,
+        norm=node.NORM,
+        repeats=cfg.PSIS.NASFPN.REPEATS,
     )

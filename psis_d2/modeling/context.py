@@ -44,7 +44,7 @@ class RegionContext:
     regions: list[Instances]
     """One entry an image; R regions in all."""
     features: Tensor
-    """float [R, C, P, P], the regions' pooled features."""
+    """float [R, C, P, P], pooled from the regions' frames."""
     pool: Callable[[list[Boxes]], Tensor]
     """Pools any other boxes (one `Boxes` an image, input pixels) from the same feature maps."""
     box_predictor: nn.Module | None = None
@@ -54,10 +54,23 @@ class RegionContext:
     """Training: the images' annotations, with ``gt_masks`` where there are masks."""
     sampled: SampledRegions | None = None
     """Training, and only for heads with ``uses_sampled``."""
+    wide_frames: list[Boxes] | None = None
+    """What features and masks cover, for heads with ``looks_around``; else that is the boxes."""
 
     def __len__(self) -> int:
         """Number of regions R."""
         return sum(len(regions) for regions in self.regions)
+
+    @property
+    def boxes(self) -> list[Boxes]:
+        """The regions' boxes, one entry an image, in pixels of the input."""
+        field = "pred_boxes" if self.targets is None else "proposal_boxes"
+        return [regions.get(field) for regions in self.regions]
+
+    @property
+    def frames(self) -> list[Boxes]:
+        """What the regions' features and masks cover, one entry an image."""
+        return self.boxes if self.wide_frames is None else self.wide_frames
 
     @property
     def classes(self) -> Tensor:
@@ -71,7 +84,7 @@ class RegionContext:
         return cat([regions.gt_has_mask for regions in self.regions])
 
     def mask_targets(self, size: int) -> Tensor:
-        """Annotated masks cut out by the regions' boxes (training).
+        """Annotated masks cut out by the regions' frames (training).
 
         Args:
             size: side of the target in cells.
@@ -80,8 +93,8 @@ class RegionContext:
             float32 [R, size, size] of 0 and 1; rows without ``has_mask`` hold no information.
         """
         crops = [
-            crop_masks(target.gt_masks.tensor, regions.gt_index, regions.proposal_boxes, size)
-            for regions, target in zip(self.regions, self.targets, strict=True)
+            crop_masks(target.gt_masks.tensor, regions.gt_index, frames, size)
+            for regions, target, frames in zip(self.regions, self.targets, self.frames, strict=True)
             if len(regions)
         ]
         return cat(crops) if crops else torch.zeros(0, size, size, device=self.features.device)

@@ -54,23 +54,33 @@ class PartialROIHeads(StandardROIHeads):
     Args:
         mask_train_boxes: "proposals", "gt" or "jittered_gt".
         box_jitter_std: see :func:`jitter_boxes`.
+        mask_boxes_per_image: of annotated boxes at most so many train the mask head, 0 = all.
         **kwargs: see Detectron2's ``StandardROIHeads``.
     """
 
     @configurable
     def __init__(
-        self, *, mask_train_boxes: str = "proposals", box_jitter_std: float = 0.1, **kwargs
+        self,
+        *,
+        mask_train_boxes: str = "proposals",
+        box_jitter_std: float = 0.1,
+        mask_boxes_per_image: int = 0,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         check_choice("PSIS.MASK_TRAIN_BOXES", mask_train_boxes, MASK_TRAIN_BOXES)
         self.mask_train_boxes = mask_train_boxes
         self.box_jitter_std = box_jitter_std
+        self.mask_boxes_per_image = mask_boxes_per_image
+        if self.mask_on:
+            self.mask_pooler.canonical_box_size = self.mask_head.canonical_frame
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
         ret["mask_train_boxes"] = cfg.PSIS.MASK_TRAIN_BOXES
         ret["box_jitter_std"] = cfg.PSIS.BOX_JITTER_STD
+        ret["mask_boxes_per_image"] = cfg.PSIS.MASK_BOXES_PER_IMAGE
         return ret
 
     def forward(
@@ -127,12 +137,14 @@ class PartialROIHeads(StandardROIHeads):
         if not self.mask_on:
             return instances
         pool = self._pool_from(features)
+        frames = self._frames(instances, "pred_boxes")
         return self.mask_head(
             RegionContext(
                 regions=instances,
-                features=pool([x.pred_boxes for x in instances]),
+                features=pool(frames),
                 pool=pool,
                 box_predictor=self.box_predictor,
+                wide_frames=frames if self.mask_head.looks_around else None,
             )
         )
 
@@ -146,6 +158,10 @@ class PartialROIHeads(StandardROIHeads):
         maps = [features[name] for name in self.mask_in_features]
         return lambda boxes: self.mask_pooler(maps, boxes)
 
+    def _frames(self, instances: list[Instances], field: str) -> list[Boxes]:
+        """What the mask head sees of each box: the box itself, unless it looks around."""
+        return [self.mask_head.frames(x.get(field), x.image_size) for x in instances]
+
     def _training_context(
         self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
     ) -> RegionContext:
@@ -153,7 +169,7 @@ class PartialROIHeads(StandardROIHeads):
         annotated_only = self.mask_head.trains_on == "annotated"
         samples, sampled_features = None, None
         if self.mask_head.uses_sampled:
-            sampled_features = pool([x.proposal_boxes for x in sampled])
+            sampled_features = pool(self._frames(sampled, "proposal_boxes"))
 
         if self.mask_train_boxes == "proposals":
             keeps = [self._trainable(x, annotated_only) for x in sampled]
@@ -166,10 +182,11 @@ class PartialROIHeads(StandardROIHeads):
         if sampled_features is not None:
             classes = cat([x.gt_classes for x in sampled])
             samples = SampledRegions(sampled_features, classes, rows)
+        frames = self._frames(regions, "proposal_boxes")
         if sampled_features is not None and rows is not None:
             region_features = sampled_features[rows]
         else:
-            region_features = pool([x.proposal_boxes for x in regions])
+            region_features = pool(frames)
         return RegionContext(
             regions=regions,
             features=region_features,
@@ -177,6 +194,7 @@ class PartialROIHeads(StandardROIHeads):
             box_predictor=self.box_predictor,
             targets=targets,
             sampled=samples,
+            wide_frames=frames if self.mask_head.looks_around else None,
         )
 
     def _trainable(self, instances: Instances, annotated_only: bool) -> Tensor:
@@ -202,5 +220,10 @@ class PartialROIHeads(StandardROIHeads):
                 gt_has_mask=target.gt_has_mask,
                 gt_index=torch.arange(len(target), device=target.gt_classes.device),
             )
-            regions.append(region[self._trainable(region, annotated_only)])
+            region = region[self._trainable(region, annotated_only)]
+            limit = self.mask_boxes_per_image
+            if 0 < limit < len(region):
+                drawn = torch.randperm(len(region))[:limit].sort().values
+                region = region[drawn.to(region.gt_index.device)]
+            regions.append(region)
         return regions

@@ -201,6 +201,27 @@ def test_image_fractions_are_nested(toy):
     assert {image for image, _ in masked(get_training_dicts(toy))} != chosen[2]
 
 
+def test_training_fractions_are_nested(toy):
+    chosen = []
+    for fraction in (0.3, 0.6, 1.0):
+        toy.PSIS.TRAIN_IMAGE_FRACTION = fraction
+        chosen.append({record["image_id"] for record in get_training_dicts(toy)})
+    assert [len(images) for images in chosen[:2]] == [3, 5]
+    assert chosen[0] < chosen[1] < chosen[2]
+    toy.PSIS.TRAIN_IMAGE_SEED, toy.PSIS.TRAIN_IMAGE_FRACTION = 1, 0.6
+    assert {record["image_id"] for record in get_training_dicts(toy)} != chosen[1]
+    # Of the share, a share keeps its masks.
+    toy.PSIS.MASK_IMAGE_FRACTION = 0.4
+    dicts = get_training_dicts(toy)
+    assert (len(dicts), len({image for image, _ in masked(dicts)})) == (5, 2)
+
+
+def test_training_fraction_of_nothing(toy):
+    toy.PSIS.TRAIN_IMAGE_FRACTION = 0.001
+    with pytest.raises(UserError, match="TRAIN_IMAGE_FRACTION 0.001 of 9 images is none"):
+        get_training_dicts(toy)
+
+
 def test_image_list_and_fraction_both_count(toy, tmp_path):
     path = tmp_path / "images.txt"
     path.write_text("1\n2\n3\n4\n5\n")

@@ -10,7 +10,7 @@ from psis_d2.data.supervision import (
     match_image_list,
     read_image_list,
     restrict_masks,
-    select_mask_images,
+    select_images,
     usable_segmentation,
 )
 from psis_d2.errors import UserError
@@ -237,21 +237,21 @@ def test_no_seen_category_leaves_no_mask():
 
 def test_fractions_are_nested_and_do_not_depend_on_the_order():
     ids = list(range(100))
-    chosen = [select_mask_images(ids, f, seed=4) for f in (0, 0.1, 0.25, 0.5, 1.0)]
+    chosen = [select_images(ids, f, seed=4, key="F") for f in (0, 0.1, 0.25, 0.5, 1.0)]
     assert [len(images) for images in chosen] == [0, 10, 25, 50, 100]
     assert all(a < b for a, b in zip(chosen, chosen[1:], strict=False))
-    assert select_mask_images(ids[::-1] + ids, 0.25, seed=4) == chosen[2]
-    assert select_mask_images(ids, 0.25, seed=5) != chosen[2]
+    assert select_images(ids[::-1] + ids, 0.25, seed=4, key="F") == chosen[2]
+    assert select_images(ids, 0.25, seed=5, key="F") != chosen[2]
 
 
 def test_fraction_rounds_to_the_nearest():
-    assert [len(select_mask_images(range(3), f, 0)) for f in (0.1, 0.4, 0.5, 0.9)] == [0, 1, 2, 3]
+    assert [len(select_images(range(3), f, 0, "F")) for f in (0.1, 0.4, 0.5, 0.9)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.01, float("nan")])
 def test_fraction_out_of_range(fraction):
-    with pytest.raises(UserError, match="MASK_IMAGE_FRACTION is .* between 0 and 1"):
-        select_mask_images([1], fraction, 0)
+    with pytest.raises(UserError, match="MASK_IMAGES is .* between 0 and 1"):
+        select_images([1], fraction, 0, "MASK_IMAGES")
 
 
 def test_image_list(tmp_path):

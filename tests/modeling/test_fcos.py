@@ -10,9 +10,9 @@ from psis_d2.modeling.detectors.dense import (
     ProposalSelection,
     focal_loss,
     select_proposals,
-    tower_norm,
 )
 from psis_d2.modeling.detectors.fcos import assign_locations, box_sides, centerness_targets
+from psis_d2.modeling.norms import tower_norm
 
 import pytest
 import torch

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from model_builders import (
     HOURGLASS,
     MASKX,
+    SHAPEMASK,
     SHAPEPROP,
     annotated_boxes,
     flip_masks,
@@ -20,7 +21,13 @@ from model_builders import (
     training_losses,
 )
 
-HEADS = {"fcn": (), "shapeprop": SHAPEPROP, "maskx": MASKX, "hourglass": HOURGLASS}
+HEADS = {
+    "fcn": (),
+    "shapeprop": SHAPEPROP,
+    "maskx": MASKX,
+    "hourglass": HOURGLASS,
+    "shapemask": SHAPEMASK,
+}
 MIXED = [[True, False, True], [False, True]]
 
 
@@ -88,6 +95,20 @@ def test_proposals_are_foreground_with_a_mask_and_their_targets_match_their_obje
         for regions, target in zip(context.regions, context.targets, strict=True)
     ]
     assert torch.equal(context.mask_targets(28).bool(), torch.cat(copied))
+
+
+def test_only_so_many_annotated_boxes():
+    keys = ("PSIS.MASK_TRAIN_BOXES", "gt", "PSIS.MASK_BOXES_PER_IMAGE", 2)
+    batch = partial_batch([[True, False, True, True, True], [False, True]])
+    drawn = set()
+    model = tiny_model(*keys)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        regions = model.roi_heads._regions_from_annotations([x["instances"] for x in batch], True)
+        assert [len(x) for x in regions] == [2, 1]
+        assert regions[0].gt_has_mask.all()
+        drawn.add(tuple(regions[0].gt_index.tolist()))
+    assert len(drawn) > 2
 
 
 def test_jitter_moves_boxes_and_keeps_them_in_the_image():

@@ -3,7 +3,6 @@
 Legend: N images, A anchors a cell, R anchors of an image over all levels, K classes.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -65,17 +64,6 @@ def mean_over_processes(value: Tensor) -> Tensor:
         torch.distributed.all_reduce(value)
         value = value / comm.get_world_size()
     return value
-
-
-def tower_norm(name: str):
-    """The norm of Detectron2's ``RetinaNetHead``: a name, or for "GN" a function of the channels.
-
-    Detectron2's own "GN" has 32 groups, which the head tries on one channel, and PyTorch refuses.
-    Here there are 32 groups, or the largest common divisor of 32 and the channels.
-    """
-    if name != "GN":
-        return name
-    return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -14,8 +14,8 @@ from psis_d2.modeling.detectors.dense import (
     ProposalSelection,
     focal_loss,
     mean_over_processes,
-    tower_norm,
 )
+from psis_d2.modeling.norms import tower_norm
 
 import torch
 import torch.nn.functional as F

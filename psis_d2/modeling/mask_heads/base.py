@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.framed_masks import FramedMasks
 from psis_d2.modeling.losses import mask_bce, zero_loss
 
 import torch
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 
@@ -56,6 +57,11 @@ class RegionMaskHead(nn.Module):
     """Whether the head knows anything of a region's shape beside its RoI features."""
     can_fuse_mlp: ClassVar[bool] = False
     """Whether the head adds an MLP's logits where ``PSIS.MLP_BRANCH`` asks for it."""
+    looks_around: ClassVar[bool] = False
+    """Whether features and masks cover :meth:`frames` instead of the regions' boxes."""
+    canonical_frame: int = 224
+    """Side in pixels of the smallest frame that is pooled from P4: one of half the side is pooled
+    from P3, and so on (Lin et al., "Feature Pyramid Networks", CVPR 2017, Eq. 1)."""
 
     def __init__(
         self, *, loss_weight: float = 1.0, channel_dropout: float = 0.0, feature_drop: float = 0.0
@@ -82,6 +88,18 @@ class RegionMaskHead(nn.Module):
             "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,
         }
 
+    def frames(self, boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
+        """What the features and masks of boxes cover, for heads that look around them.
+
+        Args:
+            boxes: N boxes of an image, XYXY pixels of the input.
+            image_size: (height, width) of the input.
+
+        Returns:
+            N rectangles, not necessarily inside the image.
+        """
+        return boxes
+
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits of the context's regions, float [R, K, M, M].
 
@@ -103,10 +121,17 @@ class RegionMaskHead(nn.Module):
         return self.loss_weight * mask_bce(logits, targets, context.classes)
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
-        """Losses in training; else the regions with ``pred_masks``, [R, 1, M, M] in [0, 1]."""
+        """Losses in training; else the regions with ``pred_masks``, [R, 1, M, M] in [0, 1].
+
+        Masks of a head that looks around are :class:`~psis_d2.modeling.framed_masks.FramedMasks`.
+        """
         if self.training:
             return self.losses(context)
         # Detectron2 pastes an empty tensor as it is, whatever the size of its empty masks.
         logits = self.predict(context) if len(context) else context.features.new_zeros(0, 1, 1, 1)
         mask_rcnn_inference(logits, context.regions)
+        if self.looks_around:
+            for regions, frames in zip(context.regions, context.frames, strict=True):
+                masks = regions.pred_masks[:, 0]
+                regions.pred_masks = FramedMasks(masks, frames.tensor, regions.image_size)
         return context.regions

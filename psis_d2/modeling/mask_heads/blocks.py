@@ -1,5 +1,7 @@
 """Layers that several mask heads are built from."""
 
+from psis_d2.modeling.norms import tower_norm
+
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ConvTranspose2d, get_norm
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ def conv_tower(in_channels: int, dim: int, num_convs: int, norm: str = "") -> nn
             kernel_size=3,
             padding=1,
             bias=not norm,
-            norm=get_norm(norm, dim),
+            norm=get_norm(tower_norm(norm), dim),
             activation=nn.ReLU(),
         )
         weight_init.c2_msra_fill(conv)
