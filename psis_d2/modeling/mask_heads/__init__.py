@@ -1,3 +1,3 @@
 """RoI mask heads, one file a method; importing this package registers them all."""
 
-from psis_d2.modeling.mask_heads import fcn, hourglass, maskx, shapeprop  # noqa: F401
+from psis_d2.modeling.mask_heads import cpmask, fcn, hourglass, maskx, shapeprop  # noqa: F401

@@ -90,9 +90,15 @@ class RegionMaskHead(nn.Module):
         logits = self.predict(context)
         return {"loss_mask": self.mask_loss(context, logits)}
 
-    def mask_loss(self, context: RegionContext, logits: Tensor) -> Tensor:
-        """The weighted mask loss of logits [R, K, M, M], R > 0."""
-        targets = context.mask_targets(logits.shape[-1])
+    def mask_loss(
+        self, context: RegionContext, logits: Tensor, targets: Tensor | None = None
+    ) -> Tensor:
+        """The weighted mask loss of logits [R, K, M, M], R > 0.
+
+        `targets` are the context's mask targets of size M, for a head that has them already.
+        """
+        if targets is None:
+            targets = context.mask_targets(logits.shape[-1])
         return self.loss_weight * mask_bce(logits, targets, context.classes)
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
