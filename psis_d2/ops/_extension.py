@@ -11,8 +11,13 @@ import logging
 import torch
 
 _BUILD_COMMAND = "python setup.py build_ext --inplace"
-_OPS = ("message_passing",)
 _DEVICES = ("cpu", "cuda")
+# Device types that an op has kernels for.
+_KERNELS = {
+    "affinity_attention": _DEVICES,
+    "message_passing": _DEVICES,
+    "shape_prior_blend": _DEVICES,
+}
 _LOGGER = logging.getLogger("psis_d2")
 _announced: set[tuple[str, str]] = set()
 
@@ -27,6 +32,8 @@ def _load() -> str | None:
         # Most often: built for another version of PyTorch.
         reason = str(error).splitlines()[0]
         return f"it was built for another environment ({reason})"
+    if any(not hasattr(torch.ops.psis_d2, op) for op in _KERNELS):
+        return "it was built from older sources"
     return None
 
 
@@ -68,14 +75,18 @@ def op_paths() -> dict[str, dict[str, str]]:
         {op: {"cpu": path, "cuda": path}}, path being "extension" or "pytorch" (the twin).
     """
     return {
-        op: {device: "extension" if device in _BACKENDS else "pytorch" for device in _DEVICES}
-        for op in _OPS
+        op: {device: "extension" if _has_kernel(op, device) else "pytorch" for device in _DEVICES}
+        for op in _KERNELS
     }
+
+
+def _has_kernel(op: str, device_type: str) -> bool:
+    return device_type in _BACKENDS and device_type in _KERNELS[op]
 
 
 def use_extension(op: str, device_type: str) -> bool:
     """Whether `op` has a kernel for the device; the first time the log says which path runs."""
-    available = device_type in _BACKENDS
+    available = _has_kernel(op, device_type)
     # A log call would split a graph that is being compiled.
     if not torch.compiler.is_compiling() and (op, device_type) not in _announced:
         _announce(op, device_type, available)
