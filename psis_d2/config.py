@@ -19,6 +19,9 @@ def add_psis_config(cfg: CN) -> None:
     # The split: voc | nonvoc | shapes | shapes-swapped | all | auto | random-K-SEED | a text file
     # with one class name a line. "auto": the categories that have a mask in the training json.
     cfg.PSIS.SEEN_CLASSES = "voc"
+    # Categories whose objects training may see at all, spelled alike; the others lose their boxes,
+    # too: the base categories of few-shot training.
+    cfg.PSIS.TRAIN_CLASSES = "all"
     # Upper bound: unseen categories keep their masks in training; the tables stay split.
     cfg.PSIS.ORACLE = False
     # A text file of image ids or file names; only these images keep masks. "" = all of them.

@@ -15,6 +15,7 @@ from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import (
     clean_annotations,
     count_masks,
+    keep_classes,
     masked_classes,
     match_image_list,
     read_image_list,
@@ -131,7 +132,8 @@ def get_training_dicts(cfg) -> list[dict]:
     """Read all of ``DATASETS.TRAIN`` and remove the masks that training may not see.
 
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
-    ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Images without instances are dropped if
+    ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Categories that are not in
+    ``PSIS.TRAIN_CLASSES`` lose their boxes, too. Images without instances are dropped if
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``. One log line counts the masks.
 
     Raises:
@@ -145,6 +147,16 @@ def get_training_dicts(cfg) -> list[dict]:
     class_names = get_class_names(names[0])
     for name in names[1:]:
         _check_same_classes(names[0], name)
+    if cfg.PSIS.TRAIN_CLASSES != "all":
+        trained = resolve_seen_classes(
+            cfg.PSIS.TRAIN_CLASSES,
+            class_names,
+            masked_classes=masked_classes(dicts),
+            dataset_name=names[0],
+            key="PSIS.TRAIN_CLASSES",
+        )
+        keep_classes(dicts, trained)
+        logger.info("training on %d of %d categories", len(trained), len(class_names))
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = len(dicts)
         dicts = [record for record in dicts if _has_instances(record)]

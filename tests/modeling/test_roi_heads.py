@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from model_builders import (
+    CPMASK,
     HOURGLASS,
     MASKX,
     SHAPEPROP,
@@ -20,7 +21,13 @@ from model_builders import (
     training_losses,
 )
 
-HEADS = {"fcn": (), "shapeprop": SHAPEPROP, "maskx": MASKX, "hourglass": HOURGLASS}
+HEADS = {
+    "fcn": (),
+    "shapeprop": SHAPEPROP,
+    "maskx": MASKX,
+    "hourglass": HOURGLASS,
+    "cpmask": CPMASK,
+}
 MIXED = [[True, False, True], [False, True]]
 
 

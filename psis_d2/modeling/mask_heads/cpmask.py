@@ -79,9 +79,7 @@ class BoundaryFusion(nn.Module):
     def __init__(self, channels: int, dim: int, norm: str):
         super().__init__()
         self.gate = _pointwise(2 * channels, 1, nn.Sigmoid())
-        self.project = _pointwise(
-            channels, dim, nn.ReLU(), bias=not norm, norm=get_norm(norm, dim)
-        )
+        self.project = _pointwise(channels, dim, nn.ReLU(), bias=not norm, norm=get_norm(norm, dim))
 
     def forward(self, x: Tensor, boundary: Tensor) -> Tensor:
         """Two float [R, channels, P, P] to [R, dim, P, P]."""
