@@ -255,6 +255,23 @@ def test_gain_0_starts_without_attention():
     assert torch.equal(silent.losses(context)["loss_mask"], without.losses(context)["loss_mask"])
 
 
+def test_heat_maps_are_boundary_probability_and_mean_affinity():
+    head = make_head().eval()
+    context = make_context()
+    with torch.no_grad():
+        head.predictor[-1].bias -= head.predict(context).median()  # a mask of half the cells
+        maps = head.heat_maps(context)
+        x, boundary = head.basic_features(context.features)
+        affinities = head.affinity.affinities(x)
+        mask = head.predict(context).sigmoid()[:, 0].reshape(3, 14, 2, 14, 2).mean((2, 4)) >= 0.5
+    assert torch.equal(maps["boundary"], boundary[:, 0].sigmoid())
+    assert 0.05 < mask.float().mean() < 0.95
+    for region in range(3):
+        rows = affinities[region][mask[region].flatten()]
+        torch.testing.assert_close(maps["affinity"][region].flatten(), rows.mean(dim=0))
+    assert make_head(*ALL_OFF).heat_maps(context) == {}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

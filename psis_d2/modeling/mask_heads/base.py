@@ -83,6 +83,16 @@ class RegionMaskHead(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has to define predict(context)")
 
+    def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
+        """What the head saw on its way to the masks, for pictures; nothing by default.
+
+        Called at test time with R > 0.
+
+        Returns:
+            Name -> float [R, S, S], a map over each region's box, S as it likes.
+        """
+        return {}
+
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """Losses by name, averaged over mask-annotated regions. Called with R > 0 or R = 0."""
         if len(context) == 0:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.context import RegionContext
-from psis_d2.modeling.losses import zero_loss
+from psis_d2.modeling.losses import select_class, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
 from psis_d2.modeling.mask_targets import boundary_targets
@@ -264,6 +264,26 @@ class CPMaskHead(RegionMaskHead):
         features = context.features
         nothing = torch.zeros_like(features[:, 0], dtype=torch.bool)
         return self.parse(features, nothing).mask
+
+    def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
+        """Boundary probability [R, 2P, 2P] and mean affinity [R, P, P], as in the paper's Fig. 4.
+
+        The mean affinity of a pixel is what it gets from the pixels of the predicted mask, on
+        average: affinities of a row sum to 1, so those of the map do.
+        """
+        maps = {}
+        x, boundary = self.basic_features(context.features)
+        if boundary is not None:
+            maps["boundary"] = boundary[:, 0].sigmoid()
+        if self.affinity is not None:
+            nothing = torch.zeros_like(x[:, 0], dtype=torch.bool)
+            logits = self.predictor(self.affinity(x, nothing)[0])
+            mask = select_class(logits, context.classes).sigmoid()
+            foreground = (F.avg_pool2d(mask, 2) >= 0.5).flatten(1).to(x.dtype)
+            weights = foreground / foreground.sum(dim=1, keepdim=True).clamp(min=1)
+            mean = torch.einsum("ri,rij->rj", weights, self.affinity.affinities(x))
+            maps["affinity"] = mean.view(len(x), *x.shape[-2:])
+        return maps
 
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """``loss_mask`` and, from their modules, ``loss_boundary`` and ``loss_affinity``."""
