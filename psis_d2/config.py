@@ -20,6 +20,9 @@ def add_psis_config(cfg: CN) -> None:
     # with one class name a line. "auto": the categories that have a mask in the training json;
     # "mapped": the classes that PSIS.CATEGORY_MAP leads to.
     cfg.PSIS.SEEN_CLASSES = "voc"
+    # Categories whose objects training may see at all, spelled alike; the others lose their boxes,
+    # too: the base categories of few-shot training.
+    cfg.PSIS.TRAIN_CLASSES = "all"
     # Upper bound: unseen categories keep their masks in training; the tables stay split.
     cfg.PSIS.ORACLE = False
     # A text file of image ids or file names; only these images keep masks. "" = all of them.
@@ -76,6 +79,7 @@ def add_psis_config(cfg: CN) -> None:
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
     cfg.PSIS.SKIP_MISMATCHED_WEIGHTS = False
 
+    _add_cpmask_config(cfg)
     _add_maskx_config(cfg)
     _add_hourglass_config(cfg)
     _add_fcos_config(cfg)
@@ -110,6 +114,42 @@ def _add_grabcut_config(cfg: CN) -> None:
     node.MAX_SIDE = 256
     # Images (in training: making the cache) or boxes (testing) at a time; 0 = one a core.
     node.THREADS = 0
+
+
+def _add_cpmask_config(cfg: CN) -> None:
+    """CPMask (Fan et al., "Commonality-Parsing Network", ECCV 2020).
+
+    "released code" is the first author's, in the FSVOD repository: it was published later, without
+    results, and its affinity loss has no gradient. Where it contradicts the paper, the paper's
+    choice is the default.
+    """
+    node = cfg.PSIS.CPMASK = CN()
+    # The boundary-parsing module (ablation, paper Tab. 1: BM) ...
+    node.BOUNDARY = True
+    # ... and whether its features are fused into the mask branch (Tab. 1: without, "w/o FF").
+    node.FUSION = True
+    # Its convolutions (paper: 4), as wide as the RoI features they are added to.
+    node.BOUNDARY_CONVS = 4
+    # Cells of the boundary's band on each side of the contour (released code: 1 of 28 x 28).
+    node.BOUNDARY_WIDTH = 1
+    # Norm of the fused features: GN (released code) | BN | "" for none.
+    node.FUSION_NORM = "GN"
+    # The affinity-parsing module (Tab. 1: AM) ...
+    node.AFFINITY = True
+    # ... and the terms of Eq. 5 in its loss: 2 (paper) | 1 (released code) | 0, no loss (Tab. 1:
+    # "w/o AL"). The terms are equal, so this is a factor.
+    node.AFFINITY_TERMS = 2
+    # Scale of the affinities before the softmax; 0 = channels ** -0.5 (released code). The paper
+    # has none, 1.0: scores are up to +-channels then, and the softmax little else than a maximum.
+    node.AFFINITY_SCALE = 0.0
+    # Norm of what attention adds: BN (released code) | GN | "" for none ...
+    node.AFFINITY_NORM = "BN"
+    # ... and its initial gain: 1 (released code); 0 starts without attention (non-local networks,
+    # Wang et al., CVPR 2018, sec. 4.1).
+    node.AFFINITY_GAMMA = 1.0
+    # Weights of the two losses beside 1 for detection and mask (paper sec. 3.4).
+    node.BOUNDARY_WEIGHT = 0.5
+    node.AFFINITY_WEIGHT = 0.5
 
 
 def _add_maskx_config(cfg: CN) -> None:

@@ -27,6 +27,7 @@ _FONT_SCALE = 0.42
 _DARK = (24, 26, 30)
 _LIGHT = (235, 235, 235)
 _MUTED = (150, 154, 160)
+_TRUTH_COLOR = (255, 40, 40)
 _GAP = 8
 _CAPTION_HEIGHT = 22
 _MAX_TILE_SIDE = 512
@@ -313,6 +314,109 @@ def priors_grid(
             y, x = top + row * step, 2 + column * step
             canvas[y : y + side, x : x + side] = tile.repeat(scale, axis=1)[..., None]
     return canvas
+
+
+def _window(box: np.ndarray, shape: tuple[int, ...], margin: float = 0.15) -> tuple[slice, slice]:
+    """Rows and columns of a box with a margin, in whole pixels inside the image."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
+    left, top = (max(0, int(np.floor(v))) for v in (x0 - dx, y0 - dy))
+    right, bottom = (max(low + 1, int(np.ceil(v))) for low, v in ((left, x1 + dx), (top, y1 + dy)))
+    return slice(top, min(bottom, shape[0])), slice(left, min(right, shape[1]))
+
+
+def draw_heat_map(
+    image: np.ndarray, box: np.ndarray, values: np.ndarray, scale: float = 1.0
+) -> np.ndarray:
+    """Lay a small map over its box: yellow where it is highest, blue where it is lowest.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``; grey outside the box.
+        box: x0, y0, x1, y1 in pixels of ``image``.
+        values: float ``[S, S]``, stretched over the box; its own range makes the colours.
+        scale: factor of enlargement.
+
+    Returns:
+        RGB uint8 ``[round(H * scale), round(W * scale), 3]``.
+    """
+    canvas = _enlarge(image, scale)
+    grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
+    canvas = np.repeat(grey[:, :, None] // 2, 3, axis=2)
+    x0, y0, x1, y1 = (float(v) * scale for v in box)
+    side = np.array([x1 - x0, y1 - y0]).clip(min=1)
+    cells = np.array(values.shape[::-1])
+    # Centres of the canvas' pixels, in cells.
+    columns = (np.arange(canvas.shape[1]) + 0.5 - x0) / side[0] * cells[0] - 0.5
+    rows = (np.arange(canvas.shape[0]) + 0.5 - y0) / side[1] * cells[1] - 0.5
+    at = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
+    values = np.asarray(values, dtype=np.float32)
+    stretched = cv2.remap(values, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    low, high = float(values.min()), float(values.max())
+    shades = (255 * (stretched - low) / max(high - low, 1e-12)).clip(0, 255).astype(np.uint8)
+    colors = cv2.applyColorMap(shades, cv2.COLORMAP_PARULA)[:, :, ::-1]
+    inside = (at[0] >= -0.5) & (at[0] < cells[0] - 0.5) & (at[1] >= -0.5) & (at[1] < cells[1] - 0.5)
+    weight = 0.8 * inside[:, :, None]
+    return (canvas * (1 - weight) + colors * weight).astype(np.uint8)
+
+
+def _dash_outline(canvas: np.ndarray, mask: np.ndarray) -> None:
+    """Draw the contour of a mask of the canvas' size as a dashed line."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for outline in outlines:
+        for start in range(0, len(outline), 10):
+            cv2.polylines(canvas, [outline[start : start + 6]], False, _TRUTH_COLOR, 1)
+
+
+def heat_map_grid(samples: Sequence[dict], columns: int = 2, side: int = 160) -> np.ndarray:
+    """Predicted masks, each beside the heat-maps that its head made of it.
+
+    Args:
+        samples: dicts with ``image`` (RGB uint8 ``[H, W, 3]``), ``box`` (x0, y0, x1, y1),
+            ``mask`` (bool ``[H, W]``), ``label``, ``color`` (RGB), ``maps`` (name -> float
+            ``[S, S]`` over the box) and, optionally, ``truth`` (bool ``[H, W]``), drawn dashed.
+        columns: samples in a row.
+        side: larger side of a tile in pixels.
+
+    Returns:
+        RGB uint8 image.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    if not samples:
+        raise ValueError("heat_map_grid needs at least one sample")
+    columns = min(columns, len(samples))
+    tiles = max(len(sample["maps"]) for sample in samples) + 1
+    step_x, step_y = tiles * (side + _GAP) + _GAP, side + _CAPTION_HEIGHT + _GAP
+    rows = -(-len(samples) // columns)
+    canvas = np.empty((rows * step_y + _GAP, columns * step_x + _GAP, 3), np.uint8)
+    canvas[:] = _DARK
+    for index, sample in enumerate(samples):
+        row, column = divmod(index, columns)
+        x, y = _GAP + column * step_x, row * step_y + _CAPTION_HEIGHT
+        for caption, tile in _heat_map_tiles(sample, side):
+            _put_text(canvas, caption, x, y - 6, _MUTED)
+            canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            x += side + _GAP
+    return canvas
+
+
+def _heat_map_tiles(sample: dict, side: int) -> list[tuple[str, np.ndarray]]:
+    window = _window(sample["box"], sample["image"].shape)
+    image = sample["image"][window]
+    scale = side / max(image.shape[:2])
+    offset = np.array([window[1].start, window[0].start] * 2, dtype=np.float64)
+    box = np.asarray(sample["box"], dtype=np.float64) - offset
+    outline = draw_instances(image, [box], [sample["mask"][window]], [""], [sample["color"]], scale)
+    tiles = [(sample["label"], outline)]
+    for name, values in sample["maps"].items():
+        caption = f"{name} {values.min():.2g} to {values.max():.2g}"
+        tiles.append((caption, draw_heat_map(image, box, values, scale)))
+    if sample.get("truth") is not None:
+        truth = _enlarge_mask(sample["truth"][window], outline.shape[1::-1])
+        for _, tile in tiles:
+            _dash_outline(tile, truth)
+    return tiles
 
 
 def save_png(path: str, image: np.ndarray) -> None:

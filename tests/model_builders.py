@@ -15,6 +15,10 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPEPROP = ("MODEL.ROI_MASK_HEAD.NAME", "ShapePropMaskHead")
+CPMASK = (
+    *("MODEL.ROI_MASK_HEAD.NAME", "CPMaskHead"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 32),  # GN's groups
+)
 MLP = ("PSIS.MLP_BRANCH", True, "PSIS.MLP_BRANCH_DIM", 4)
 MASKX = ("MODEL.ROI_MASK_HEAD.NAME", "MaskXMaskHead", *MLP)
 HOURGLASS = (

@@ -6,7 +6,9 @@ from psis_d2.errors import UserError
 from psis_d2.visualization import (
     SEEN_COLORS,
     UNSEEN_COLORS,
+    draw_heat_map,
     draw_instances,
+    heat_map_grid,
     instance_colors,
     prediction_grid,
     save_png,
@@ -215,3 +217,54 @@ class TestSavePng:
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="Cannot write the picture"):
             save_png(str(tmp_path / "file" / "picture.png"), image)
+
+
+class TestHeatMaps:
+    def test_values_lie_where_they_belong(self):
+        image = np.full((40, 60, 3), 100, np.uint8)
+        values = np.zeros((4, 4))
+        values[0, 3] = 1  # upper right
+        drawn = draw_heat_map(image, np.array([20, 10, 40, 30]), values, scale=2)
+        assert drawn.shape == (80, 120, 3)
+        assert (drawn[:, :38] == 50).all()  # dimmed outside the box
+        assert (drawn[:, 82:] == 50).all()
+        yellow, blue = drawn[23, 77].astype(int), drawn[57, 43].astype(int)
+        assert yellow[0] > yellow[2] + 100  # red and green
+        assert blue[2] > blue[0] + 50
+
+    def test_a_constant_map_has_one_color(self):
+        drawn = draw_heat_map(np.zeros((8, 8, 3), np.uint8), [0, 0, 8, 8], np.full((3, 3), 0.5))
+        assert (drawn == drawn[0, 0]).all()
+
+    def test_grid(self, image, written):
+        sample = {
+            **{
+                "image": image,
+                "box": np.array([5.0, 10, 25, 30]),
+                "mask": make_mask(5, 10, 20, 30),
+            },
+            **{"label": "tee*", "color": (255, 0, 0), "truth": make_mask(5, 10, 25, 30)},
+            "maps": {"boundary": np.eye(28), "affinity": np.full((14, 14), 0.25)},
+        }
+        grid = heat_map_grid([sample] * 3, columns=2, side=50)
+        assert written == ["tee*", "boundary 0 to 1", "affinity 0.25 to 0.25"] * 3
+        strip = 3 * (50 + 8) + 8
+        assert grid.shape == (2 * (50 + 22 + 8) + 8, 2 * strip + 8, 3)
+        # The annotated mask's outline is drawn in each tile; without annotation there is none.
+        bare = heat_map_grid([{**sample, "truth": None}], side=50)
+        for tile in range(3):
+            x = 8 + tile * 58
+            red = (grid[22:72, x : x + 50] == (255, 40, 40)).all(axis=2)
+            assert red.any(axis=0).sum() > 10
+        assert not (bare == (255, 40, 40)).all(axis=2).any()
+        with pytest.raises(ValueError, match="at least one sample"):
+            heat_map_grid([])
+
+    def test_box_at_the_edge_of_the_image(self, image):
+        sample = {
+            "image": image,
+            "box": np.array([-3.0, 20, 4, 60]),
+            "mask": make_mask(0, 20, 4, 40),
+        }
+        sample |= {"label": "", "color": (255, 0, 0), "maps": {"affinity": np.eye(14)}}
+        assert heat_map_grid([sample], side=50).shape == (80 + 8, 2 * 58 + 16, 3)

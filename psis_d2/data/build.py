@@ -18,6 +18,7 @@ from psis_d2.data.supervision import (
     add_masks,
     clean_annotations,
     count_masks,
+    keep_classes,
     masked_classes,
     match_image_list,
     read_image_list,
@@ -176,9 +177,10 @@ def get_training_dicts(cfg) -> list[dict]:
 
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
     ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Objects without a mask get that of
-    ``PSIS.MISSING_MASKS``. Images without instances are dropped if
-    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but ``PSIS.TRAIN_IMAGE_FRACTION`` of the others
-    before anything else looks at them. One log line counts the masks.
+    ``PSIS.MISSING_MASKS``. Categories that are not in ``PSIS.TRAIN_CLASSES`` lose their boxes, too.
+    Images without instances are dropped if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but
+    ``PSIS.TRAIN_IMAGE_FRACTION`` of the others before anything else looks at them. One log line
+    counts the masks.
 
     Raises:
         UserError: there is nothing to train on, the data sets have different categories, or a
@@ -194,6 +196,16 @@ def get_training_dicts(cfg) -> list[dict]:
     if not cfg.PSIS.CATEGORY_MAP:
         for name in names[1:]:
             _check_same_classes(names[0], name)
+    if cfg.PSIS.TRAIN_CLASSES != "all":
+        trained = resolve_seen_classes(
+            cfg.PSIS.TRAIN_CLASSES,
+            class_names,
+            masked_classes=masked_classes(dicts),
+            dataset_name=names[0],
+            key="PSIS.TRAIN_CLASSES",
+        )
+        keep_classes(dicts, trained)
+        logger.info("training on %d of %d categories", len(trained), len(class_names))
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = len(dicts)
         dicts = [record for record in dicts if _has_instances(record)]

@@ -65,6 +65,7 @@ def resolve_seen_classes(
     *,
     masked_classes: Collection[int] | None = None,
     dataset_name: str = "",
+    key: str = "PSIS.SEEN_CLASSES",
 ) -> list[int]:
     """Turn a value of ``PSIS.SEEN_CLASSES`` into category ids.
 
@@ -77,6 +78,7 @@ def resolve_seen_classes(
         masked_classes: contiguous ids of the categories that have at least one usable mask. Only
             ``auto`` reads it.
         dataset_name: only for error messages.
+        key: what the value was given as, for error messages.
 
     Returns:
         Sorted contiguous ids of the seen categories.
@@ -91,23 +93,25 @@ def resolve_seen_classes(
     if spec == "auto":
         if masked_classes is None:
             raise UserError(
-                "PSIS.SEEN_CLASSES 'auto' needs the training annotations to look at; give the "
+                f"{key} 'auto' needs the training annotations to look at; give the "
                 "training json, or name the split."
             )
         return sorted(masked_classes)
     if spec in NAMED_SPLITS:
-        origin = f"PSIS.SEEN_CLASSES '{spec}'"
+        origin = f"{key} '{spec}'"
         return _ids_of(NAMED_SPLITS[spec], class_names, origin, dataset_name)
     match = _RANDOM.fullmatch(spec)
     if match:
-        return _random_ids(int(match[1]), int(match[2]), class_names, dataset_name)
-    return _ids_of(_read_names(spec), class_names, f"the class list {spec}", dataset_name)
+        return _random_ids(int(match[1]), int(match[2]), class_names, dataset_name, key)
+    return _ids_of(_read_names(spec, key), class_names, f"the class list {spec}", dataset_name)
 
 
-def _random_ids(count: int, seed: int, class_names: Sequence[str], dataset_name: str) -> list[int]:
+def _random_ids(
+    count: int, seed: int, class_names: Sequence[str], dataset_name: str, key: str
+) -> list[int]:
     if not 1 <= count <= len(class_names):
         raise UserError(
-            f"PSIS.SEEN_CLASSES 'random-{count}-{seed}' asks for {count} categories, but "
+            f"{key} 'random-{count}-{seed}' asks for {count} categories, but "
             f"{_describe(dataset_name)} has {len(class_names)}; choose from 1 to "
             f"{len(class_names)}."
         )
@@ -120,12 +124,12 @@ def _random_ids(count: int, seed: int, class_names: Sequence[str], dataset_name:
     return sorted(ranked[:count])
 
 
-def _read_names(path: str) -> list[str]:
+def _read_names(path: str, key: str) -> list[str]:
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, _SPELLINGS, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise UserError(
-            f"PSIS.SEEN_CLASSES '{path}' is neither one of {', '.join(_SPELLINGS)} nor an existing "
+            f"{key} '{path}' is neither one of {', '.join(_SPELLINGS)} nor an existing "
             f"file with one category name a line{hint}."
         )
     try:

@@ -150,6 +150,14 @@ def restrict_masks(
                 annotation.pop("segmentation", None)
 
 
+def keep_classes(dicts: Iterable[dict], class_ids: Collection[int]) -> None:
+    """Remove the annotations of all other categories, boxes too. In place."""
+    kept = frozenset(class_ids)
+    for record in dicts:
+        annotations = record.get("annotations", ())
+        record["annotations"] = [a for a in annotations if a["category_id"] in kept]
+
+
 def add_masks(dicts: Iterable[dict], masks: Mapping[tuple, dict]) -> None:
     """Give masks to objects that have none. In place; crowd regions stay as they are.
 

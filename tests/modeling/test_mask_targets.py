@@ -1,7 +1,8 @@
 """Mask targets: hand-made cases, and agreement with Detectron2's own cropping."""
 
-from psis_d2.modeling.mask_targets import crop_masks
+from psis_d2.modeling.mask_targets import boundary_targets, crop_masks
 
+import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes
 
@@ -43,3 +44,47 @@ def test_no_boxes():
         28,
     )
     assert target.shape == (0, 28, 28)
+
+
+def cross_changes(mask, quantifier):
+    """One step of dilation (any) or erosion (all) with a cross; only cells of the region count."""
+    side = len(mask)
+    changed = mask.clone()
+    for y in range(side):
+        for x in range(side):
+            cross = [(y, x), (y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+            inside = [(v, u) for v, u in cross if 0 <= v < side and 0 <= u < side]
+            changed[y, x] = quantifier(bool(mask[cell]) for cell in inside)
+    return changed
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_boundary_is_dilation_minus_erosion(width):
+    generator = torch.Generator().manual_seed(width)
+    blobs = torch.rand(4, 1, 5, 5, generator=generator)
+    masks = torch.nn.functional.interpolate(blobs, size=(12, 12), mode="bilinear")[:, 0] > 0.5
+    masks = torch.cat([masks, torch.rand(2, 12, 12, generator=generator) > 0.9])
+    edges = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]])
+    assert edges.any()  # some masks are cut by the region's edge
+    targets = boundary_targets(masks.float(), width)
+    for mask, target in zip(masks, targets, strict=True):
+        dilated = eroded = mask
+        for _ in range(width):
+            dilated, eroded = cross_changes(dilated, any), cross_changes(eroded, all)
+        assert torch.equal(target.bool(), dilated ^ eroded)
+    assert 0.1 < targets.mean() < 0.95
+
+
+def test_no_boundary_where_the_edge_cuts_the_mask():
+    mask = torch.zeros(1, 5, 5)
+    mask[0, 2:, :3] = 1  # continues beyond the lower and the left edge
+    expected = [
+        [0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+    ]
+    assert boundary_targets(mask, 1)[0].int().tolist() == expected
+    assert boundary_targets(torch.ones(1, 5, 5), 1).eq(0).all()
+    assert boundary_targets(torch.zeros(1, 5, 5), 2).eq(0).all()

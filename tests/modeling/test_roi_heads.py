@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from model_builders import (
+    CPMASK,
     HOURGLASS,
     MASKX,
     SHAPEMASK,
@@ -27,6 +28,7 @@ HEADS = {
     "maskx": MASKX,
     "hourglass": HOURGLASS,
     "shapemask": SHAPEMASK,
+    "cpmask": CPMASK,
 }
 MIXED = [[True, False, True], [False, True]]
 

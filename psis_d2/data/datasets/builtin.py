@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
+from psis_d2.data.fewshot import register_few_shots
 from psis_d2.data.splits import SHAPES_SEEN_NAMES, SHAPES_UNSEEN_NAMES
 from psis_d2.errors import UserError
 
@@ -91,3 +92,7 @@ def register_visual_genome(root: str) -> None:
 
 register_visual_genome(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 register_partial_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+for _novel in ("voc", "nonvoc"):
+    register_few_shots("coco_2017_train", _novel)
+for _novel in ("shapes", "shapes-swapped"):
+    register_few_shots("partial_shapes_train", _novel)

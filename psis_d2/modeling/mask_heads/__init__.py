@@ -1,3 +1,10 @@
 """RoI mask heads, one file a method; importing this package registers them all."""
 
-from psis_d2.modeling.mask_heads import fcn, hourglass, maskx, shapemask, shapeprop  # noqa: F401
+from psis_d2.modeling.mask_heads import (  # noqa: F401
+    cpmask,
+    fcn,
+    hourglass,
+    maskx,
+    shapemask,
+    shapeprop,
+)

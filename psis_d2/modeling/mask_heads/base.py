@@ -108,6 +108,16 @@ class RegionMaskHead(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has to define predict(context)")
 
+    def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
+        """What the head saw on its way to the masks, for pictures; nothing by default.
+
+        Called at test time with R > 0.
+
+        Returns:
+            Name -> float [R, S, S], a map over each region's box, S as it likes.
+        """
+        return {}
+
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """Losses by name, averaged over mask-annotated regions. Called with R > 0 or R = 0."""
         if len(context) == 0:
@@ -115,9 +125,15 @@ class RegionMaskHead(nn.Module):
         logits = self.predict(context)
         return {"loss_mask": self.mask_loss(context, logits)}
 
-    def mask_loss(self, context: RegionContext, logits: Tensor) -> Tensor:
-        """The weighted mask loss of logits [R, K, M, M], R > 0."""
-        targets = context.mask_targets(logits.shape[-1])
+    def mask_loss(
+        self, context: RegionContext, logits: Tensor, targets: Tensor | None = None
+    ) -> Tensor:
+        """The weighted mask loss of logits [R, K, M, M], R > 0.
+
+        `targets` are the context's mask targets of size M, for a head that has them already.
+        """
+        if targets is None:
+            targets = context.mask_targets(logits.shape[-1])
         return self.loss_weight * mask_bce(logits, targets, context.classes)
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
