@@ -19,8 +19,11 @@ enum AffinityStat : int {
   kThetaScale = 1,  // 1 / standard deviation
   kPhiMean = 2,
   kPhiScale = 3,
-  kLogSum = 4,  // log of the softmax's denominator
-  kAffinityStats = 5
+  // Of a row of scores: the largest, and 1 / sum of exp(score - largest). The logarithm of the sum
+  // alone would be rounded like the scores, which spoils the gradient where they are large.
+  kLargest = 4,
+  kInverseSum = 5,
+  kAffinityStats = 6
 };
 
 struct AffinityAttentionShape {

@@ -45,25 +45,29 @@ void normalise_grad(double* g, const double* z, const double* scale, double* dot
   normalise_channels_grad(g, z, scale, dot, channels, pixels, factor);
 }
 
-PSIS_D2_CLONES void softmax(float* s, const float* foreground, float* sums, float* log_sums,
-                            int64_t rows, int64_t pixels) {
-  softmax_rows(s, foreground, sums, log_sums, rows, pixels);
+PSIS_D2_CLONES void softmax(float* s, const float* foreground, float* sums, float* largest,
+                            float* inverse_sums, int64_t rows, int64_t pixels) {
+  softmax_rows(s, foreground, sums, largest, inverse_sums, rows, pixels);
 }
 
-void softmax(double* s, const double* foreground, double* sums, double* log_sums, int64_t rows,
-             int64_t pixels) {
-  softmax_rows(s, foreground, sums, log_sums, rows, pixels);
+void softmax(double* s, const double* foreground, double* sums, double* largest,
+             double* inverse_sums, int64_t rows, int64_t pixels) {
+  softmax_rows(s, foreground, sums, largest, inverse_sums, rows, pixels);
 }
 
 PSIS_D2_CLONES void softmax_grad(float* s, float* grad, const float* foreground,
-                                 const float* grad_sums, const float* log_sums,
-                                 float* grad_foreground, int64_t rows, int64_t pixels) {
-  softmax_rows_grad(s, grad, foreground, grad_sums, log_sums, grad_foreground, rows, pixels);
+                                 const float* grad_sums, const float* largest,
+                                 const float* inverse_sums, float* grad_foreground, int64_t rows,
+                                 int64_t pixels) {
+  softmax_rows_grad(s, grad, foreground, grad_sums, largest, inverse_sums, grad_foreground, rows,
+                    pixels);
 }
 
 void softmax_grad(double* s, double* grad, const double* foreground, const double* grad_sums,
-                  const double* log_sums, double* grad_foreground, int64_t rows, int64_t pixels) {
-  softmax_rows_grad(s, grad, foreground, grad_sums, log_sums, grad_foreground, rows, pixels);
+                  const double* largest, const double* inverse_sums, double* grad_foreground,
+                  int64_t rows, int64_t pixels) {
+  softmax_rows_grad(s, grad, foreground, grad_sums, largest, inverse_sums, grad_foreground, rows,
+                    pixels);
 }
 
 // PyTorch's products called from a kernel, in whichever thread: no autograd, nothing lowered.
@@ -99,8 +103,8 @@ void forward_region(const at::Tensor& theta, const at::Tensor& phi, const at::Te
     const int64_t rows = std::min(kBlockRows, pixels - first);
     at::Tensor s = block.narrow(0, 0, rows);
     at::addmm_out(s, s, queries.narrow(1, first, rows).t(), keys, 0, scale);
-    softmax(data<T>(s), data<T>(foreground), data<T>(sums) + first, stat + kLogSum * pixels + first,
-            rows, pixels);
+    softmax(data<T>(s), data<T>(foreground), data<T>(sums) + first,
+            stat + kLargest * pixels + first, stat + kInverseSum * pixels + first, rows, pixels);
     at::Tensor out = attended.narrow(1, first, rows);
     at::mm_out(out, value, s.t());
   }
@@ -136,7 +140,8 @@ void backward_region(const at::Tensor& grad_attended, const at::Tensor& grad_sum
     at::addmm_out(s, s, own_queries.t(), keys, 0, scale);
     at::mm_out(grad, own_grad.t(), value);
     softmax_grad(data<T>(s), data<T>(grad), data<T>(foreground), data<T>(grad_sums) + first,
-                 stat + kLogSum * pixels + first, data<T>(grad_foreground), rows, pixels);
+                 stat + kLargest * pixels + first, stat + kInverseSum * pixels + first,
+                 data<T>(grad_foreground), rows, pixels);
     const T keep = first == 0 ? T(0) : T(1);  // the sums' first block overwrites
     at::Tensor own = grad_theta.narrow(1, first, rows);
     at::addmm_out(own, own, keys, grad.t(), 0, scale);

@@ -83,6 +83,22 @@ PSIS_D2_INLINE T exp_row(T* s, int64_t pixels, T shift) {
   return sum;
 }
 
+// The largest of a row. A loop over scalars would not be vectorised, for the sake of NaN.
+template <typename T>
+PSIS_D2_INLINE T largest_of_row(const T* s, int64_t pixels) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  auto tops = splat(s[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= pixels; i += kLanes) {
+    const auto v = loadu(s + i);
+    tops = v > tops ? v : tops;
+  }
+  T top = s[0];
+  for (; i < pixels; ++i) top = s[i] > top ? s[i] : top;
+  for (int64_t lane = 0; lane < kLanes; ++lane) top = tops[lane] > top ? tops[lane] : top;
+  return top;
+}
+
 // Sum over i of a[i] * b[i].
 template <typename T>
 PSIS_D2_INLINE T dot_row(const T* a, const T* b, int64_t pixels) {
@@ -98,33 +114,34 @@ PSIS_D2_INLINE T dot_row(const T* a, const T* b, int64_t pixels) {
 }
 
 // Rows of logits s [rows, L] to rows of their softmax, in place.
-//   foreground [L]; sums [rows], the softmax's sum over the foreground; log_sums [rows]
+//   foreground [L]; sums [rows], the softmax's sum over the foreground
+//   largest, inverse_sums [rows]: see AffinityStat
 template <typename T>
-PSIS_D2_INLINE void softmax_rows(T* s, const T* foreground, T* sums, T* log_sums, int64_t rows,
-                                 int64_t pixels) {
+PSIS_D2_INLINE void softmax_rows(T* s, const T* foreground, T* sums, T* largest, T* inverse_sums,
+                                 int64_t rows, int64_t pixels) {
   for (int64_t r = 0; r < rows; ++r, s += pixels) {
-    T top = s[0];
-    for (int64_t i = 1; i < pixels; ++i) top = s[i] > top ? s[i] : top;
-    const T sum = exp_row(s, pixels, top);
-    const T inverse = T(1) / sum;
+    const T top = largest_of_row(s, pixels);
+    const T inverse = T(1) / exp_row(s, pixels, top);
     for (int64_t i = 0; i < pixels; ++i) s[i] *= inverse;
     sums[r] = dot_row(s, foreground, pixels);
-    log_sums[r] = top + std::log(sum);
+    largest[r] = top;
+    inverse_sums[r] = inverse;
   }
 }
 
 // Rows of logits s to the softmax, and its gradient grad [rows, L] (without the part that comes
 // from the sums) to the gradient of the logits, both in place.
-//   foreground [L], grad_sums and log_sums [rows]; grad_foreground [L] is added to
+//   foreground [L], grad_sums, largest, inverse_sums [rows]; grad_foreground [L] is added to
 template <typename T>
 PSIS_D2_INLINE void softmax_rows_grad(T* __restrict s, T* __restrict grad,
                                       const T* __restrict foreground, const T* grad_sums,
-                                      const T* log_sums, T* __restrict grad_foreground,
-                                      int64_t rows, int64_t pixels) {
+                                      const T* largest, const T* inverse_sums,
+                                      T* __restrict grad_foreground, int64_t rows, int64_t pixels) {
   for (int64_t r = 0; r < rows; ++r, s += pixels, grad += pixels) {
-    exp_row(s, pixels, log_sums[r]);
-    const T grad_sum = grad_sums[r];
+    exp_row(s, pixels, largest[r]);
+    const T grad_sum = grad_sums[r], inverse = inverse_sums[r];
     for (int64_t i = 0; i < pixels; ++i) {
+      s[i] *= inverse;
       grad[i] += grad_sum * foreground[i];
       grad_foreground[i] += grad_sum * s[i];
     }

@@ -18,7 +18,7 @@ namespace {
 
 static_assert(kStats == kAffinityStats);
 static_assert(kThetaMean == 0 && kThetaScale == 1 && kPhiMean == 2 && kPhiScale == 3);
-static_assert(kLogSum == 4);
+static_assert(kLargest == 4 && kInverseSum == 5);
 
 AttentionShape kernel_shape(const AffinityAttentionShape& shape) {
   TORCH_CHECK_VALUE(shape.pixels <= kMaxCudaPixels,

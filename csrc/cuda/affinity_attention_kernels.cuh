@@ -16,9 +16,10 @@ constexpr int kRows = 32;   // pixels whose rows of affinities a block owns
 constexpr int kTile = 64;   // columns of a product that are computed at a time
 constexpr int kDepth = 16;  // terms of a product's sums that are staged at a time
 constexpr int kThreads = 128;
+constexpr int kBlocksPerProcessor = 3;         // whose registers ptxas may divide up
 constexpr int kRowThreads = kThreads / kRows;  // that share a row between products
 constexpr int kTilePitch = kTile + 4;          // keeps fours aligned and columns in different banks
-constexpr int kStats = 5;                      // see AffinityStat
+constexpr int kStats = 6;                      // see AffinityStat
 
 struct AttentionShape {
   int64_t regions;
@@ -207,9 +208,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // theta, phi [N, C, L], value, attended [N, G, L], foreground, sums [N, L], stats [N, kStats, L]
-// with rows 0 to 3, of which row 4 is written.
+// with rows 0 to 3, of which rows 4 and 5 are written.
 template <typename scalar_t, typename acc_t>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     affinity_attention_forward(const scalar_t* theta, const scalar_t* phi, const scalar_t* value,
                                const scalar_t* foreground, scalar_t* attended, scalar_t* sums,
                                acc_t* stats, acc_t scale, AttentionShape shape) {
@@ -248,7 +249,8 @@ __global__ void __launch_bounds__(kThreads)
     inverse[row] = acc_t(1) / sum;
     if (begin + row < pixels) {
       sums[region * pixels + begin + row] = static_cast<scalar_t>(inside / sum);
-      stat[4 * pixels + begin + row] = top + std::log(sum);
+      stat[4 * pixels + begin + row] = top;
+      stat[5 * pixels + begin + row] = inverse[row];
     }
   }
   __syncthreads();
@@ -272,7 +274,7 @@ struct BackwardInputs {
 // Gradients of theta, and for phi's kernel dots [N, L]: sum over j of A[i, j] * dL/dA[i, j].
 // A block owns rows i of A. factor: c / (c - 1) for the unbiased variance, else 1.
 template <typename scalar_t, typename acc_t>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     affinity_attention_theta_grad(BackwardInputs<scalar_t, acc_t> in, scalar_t* grad_theta,
                                   acc_t* dots, acc_t scale, acc_t factor, AttentionShape shape) {
   acc_t* shared = attention_shared<acc_t>();
@@ -297,7 +299,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int row = threadIdx.x / kRowThreads;
   const int own = begin + row < pixels ? begin + row : pixels - 1;  // rows behind are not stored
-  const acc_t log_sum = stat[4 * pixels + own];
+  const acc_t top = stat[4 * pixels + own], inverse = stat[5 * pixels + own];
   const acc_t grad_sum = static_cast<acc_t>(in.grad_sums[region * pixels + own]);
   const scalar_t* m = in.foreground + region * pixels;
   const acc_t* s = rows + row * shape.pitch();
@@ -305,14 +307,14 @@ __global__ void __launch_bounds__(kThreads)
   acc_t dot = 0;
   for (int j = threadIdx.x % kRowThreads; j < pixels; j += kRowThreads) {
     g[j] += grad_sum * static_cast<acc_t>(m[j]);
-    dot += std::exp(s[j] - log_sum) * g[j];
+    dot += std::exp(s[j] - top) * inverse * g[j];
   }
   dot = sum_row(reduce, dot);
   // The z-score takes away the part of the gradient along z, the mean of dL/dz * z over channels:
   // that is sum_j dL/ds_j * s_j / C. The gradient's own mean is zero, since z_j's is.
   acc_t part = 0;
   for (int j = threadIdx.x % kRowThreads; j < pixels; j += kRowThreads) {
-    g[j] = std::exp(s[j] - log_sum) * (g[j] - dot);
+    g[j] = std::exp(s[j] - top) * inverse * (g[j] - dot);
     part += g[j] * s[j];
   }
   part = sum_row(reduce, part);
@@ -333,7 +335,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Gradients of phi, value and foreground. A block owns columns j of A, which are rows here.
 template <typename scalar_t, typename acc_t>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     affinity_attention_phi_grad(BackwardInputs<scalar_t, acc_t> in, const acc_t* dots,
                                 scalar_t* grad_phi, scalar_t* grad_value, scalar_t* grad_foreground,
                                 acc_t scale, acc_t factor, AttentionShape shape) {
@@ -361,13 +363,13 @@ __global__ void __launch_bounds__(kThreads)
   const int own = begin + row < pixels ? begin + row : pixels - 1;  // rows behind are not stored
   const acc_t m = static_cast<acc_t>(in.foreground[region * pixels + own]);
   const scalar_t* grad_sums = in.grad_sums + region * pixels;
-  const acc_t* log_sums = stat + 4 * pixels;
+  const acc_t *tops = stat + 4 * pixels, *inverses = stat + 5 * pixels;
   const acc_t* dot = dots + region * pixels;
   acc_t* s = rows + row * shape.pitch();
   acc_t* g = grad_rows + row * shape.pitch();
   acc_t part = 0, grad_m = 0;
   for (int i = threadIdx.x % kRowThreads; i < pixels; i += kRowThreads) {
-    const acc_t affinity = std::exp(s[i] - log_sums[i]);
+    const acc_t affinity = std::exp(s[i] - tops[i]) * inverses[i];
     const acc_t grad_sum = static_cast<acc_t>(grad_sums[i]);
     const acc_t grad = affinity * (g[i] + grad_sum * m - dot[i]);
     part += grad * s[i];

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _OP = "affinity_attention"
-_STATS = 5  # rows of what the forward op hands to the backward op
+_STATS = 6  # rows of what the forward op hands to the backward op
 _MAX_CUDA_PIXELS = 208  # a block keeps whole rows of affinities on chip
 
 
@@ -57,7 +57,7 @@ def affinity_attention(
         sums: float [N, L], pixels in row-major order; both of the dtype of `theta`.
 
     Differentiable with respect to `theta`, `phi`, `value` and a float `foreground`. The backward
-    pass computes A again from the inputs and five numbers per pixel; the kernels are deterministic
+    pass computes A again from the inputs and six numbers per pixel; the kernels are deterministic
     and bitwise repeatable. The compiled op refuses to be differentiated twice.
 
     float16 and bfloat16 are read and written as they are; z-scores, scores, A and all sums are

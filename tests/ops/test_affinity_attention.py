@@ -137,9 +137,8 @@ class TestKernels(OpTester):
     @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize(("channels", "scale"), [(64, 1.0), (4, 20.0)])
     def test_large_scores(self, channels, scale, device):
-        # Up to 64, the paper's scale, and 80. float32 rounds the scores themselves, so the whole
-        # matrix in float32 is the yardstick; and the backward pass computes A again from the
-        # logarithm of the softmax's sum, which is rounded like the scores.
+        # Up to 64, the paper's scale, and 80: float32 rounds the scores themselves, whatever the
+        # implementation, so the whole matrix in float32 is the yardstick.
         needs_kernel(device)
         inputs = [t.float().double() for t in make_inputs(2, channels, 3, 6, 6)]
         exact = self._run(self.expected_fn, inputs, (scale,))
@@ -147,7 +146,7 @@ class TestKernels(OpTester):
         eager = self._run(self.expected_fn, single, (scale,))
         found = self._run(self.fn, [t.to(device) for t in single], (scale,))
         for got, usual, want in zip(found, eager, exact, strict=True):
-            assert relative_error(got, want) <= 12 * relative_error(usual, want) + 2e-6
+            assert relative_error(got, want) <= 3 * relative_error(usual, want) + 2e-6
 
     @pytest.mark.parametrize("device", DEVICES)
     def test_repeatable(self, device):

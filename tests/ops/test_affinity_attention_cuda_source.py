@@ -23,7 +23,7 @@ def run(kernels, inputs, grads, scale, eps, unbiased, backwards):
     (n, c, *_), g = theta.shape, value.shape[1]
     pixels = foreground[0].numel()
     out = [torch.full_like(t, float("nan")) for t in (value, grads[1], *inputs)]
-    scratch = [torch.full((n, rows, pixels), float("nan"), dtype=torch.float64) for rows in (5, 1)]
+    scratch = [torch.full((n, rows, pixels), float("nan"), dtype=torch.float64) for rows in (6, 1)]
     problem = kernels.run_kernels(
         numbers(ctypes.c_int, (n, c, g, pixels, backwards)),
         numbers(ctypes.c_double, (scale, eps, c / (c - 1) if unbiased else 1.0)),
