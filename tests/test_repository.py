@@ -14,7 +14,12 @@ SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh")
 MAX_LINES = 600
 
 # Configs of box detectors; all others have masks.
-DETECTORS_ALONE = {"fcos_R50.yaml", "retinanet_R50.yaml"}
+DETECTORS_ALONE = {
+    "fasterrcnn_R101.yaml",
+    "fasterrcnn_R50.yaml",
+    "fcos_R50.yaml",
+    "retinanet_R50.yaml",
+}
 # Files of modeling/mask_heads that are no method's own.
 SHARED_BY_HEADS = {"__init__", "base", "blocks"}
 # Dependencies point one way: what a room must not import.

@@ -83,7 +83,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     check_classes(cfg)
-    if not cfg.MODEL.MASK_ON and cfg.TEST.BOXES != "detected":
+    no_masks = not cfg.MODEL.MASK_ON and cfg.TEST.MASKS == "model"
+    if no_masks and cfg.TEST.BOXES != "detected":
         raise UserError(
             f"TEST.BOXES {cfg.TEST.BOXES} measures masks in given boxes, but MODEL.MASK_ON False "
             "predicts none; set TEST.BOXES to detected."

@@ -14,6 +14,7 @@ from tiny_data import command_line, write_tiny_data
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 MASK_HEAD = "roi_heads.mask_head."
+DETECTOR_ALONE = ("MODEL.MASK_ON", False, "TEST.BOXES", "detected")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def detector(data, tmp_path_factory):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     output = tmp_path_factory.mktemp("stage1")
-    cfg = config(data, output, "MODEL.MASK_ON", False)
+    cfg = config(data, output, *DETECTOR_ALONE)
     trainer = train(cfg)
     assert "loss_mask" not in trainer.storage.latest()
     for name in cfg.DATASETS.TRAIN:
@@ -112,7 +113,7 @@ def test_a_detector_that_was_never_trained_is_refused(data, detector, tmp_path):
     ("keys", "words"),
     [
         (("PSIS.TRAIN_ONLY", "box_head"), "'box_head'; choose one of mask_head"),
-        (("MODEL.MASK_ON", False), "set MODEL.MASK_ON True"),
+        (DETECTOR_ALONE, "set MODEL.MASK_ON True"),
     ],
 )
 def test_bad_options(data, tmp_path, keys, words):
