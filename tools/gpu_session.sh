@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that a GPU is needed for, in one go, for a machine that is borrowed for minutes: build for the
+# All that a GPU is needed for, in one go: build for the
 # GPU that is there, its tests, compute-sanitizer where there is one, the benchmarks with their
 # tables saved, and a short table last. A step that fails does not stop the next.
 #
