@@ -53,6 +53,20 @@ def test_train_evaluate_reload(data, tmp_path):
     assert stored == {"class_names": ["box", "cup", "hat"], "seen_ids": [0]}
 
 
+def test_shape_priors_are_made_by_the_way(data, tmp_path):
+    """Training makes its priors, evaluation needs no file of them; shrunk boxes are measured."""
+    options = ["TEST.BOXES", "gt", "TEST.BOX_SHRINK", 0.75, "PSIS.SHAPEMASK.NUM_PRIORS", 3]
+    train_net.invoke_main(command_line(data, tmp_path, *options, config="shapemask_shapes"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    tasks = {"gtbox_seen", "shrunk_gtbox_seen"}
+    assert {name for name in results if name.endswith("_seen")} == tasks
+    (tmp_path / "shape_priors.npz").unlink()
+    weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
+    again = command_line(data, tmp_path / "b", *options, *weights, config="shapemask_shapes")
+    run(["--eval-only", *again])
+    assert json.loads((tmp_path / "b" / "results.json").read_text()) == results
+
+
 class RecordLosses(HookBase):
     """Keeps every iteration's total loss; interrupts the run before iteration `stop`."""
 
