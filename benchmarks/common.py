@@ -238,7 +238,7 @@ def mark_any_size(call: Call) -> None:
         raise Unsupported("sizes 0 and 1 are compiled for themselves")
     for t in (*call.inputs, *(a for a in call.args if isinstance(a, Tensor))):
         if t.dim() and t.shape[0] == n:
-            torch._dynamo.mark_dynamic(t, 0)
+            torch._dynamo.maybe_mark_dynamic(t, 0)  # a form may be of one size by nature
 
 
 def with_compiled(variants: Sequence[Variant]) -> list[Variant]:
@@ -342,6 +342,11 @@ def run_case(
                 continue
             except torch.cuda.OutOfMemoryError:
                 result.problem = "out of memory"
+                continue
+            except Exception as error:
+                if variant.eager is None:
+                    raise
+                result.problem = f"torch.compile fails: {type(error).__name__}"
                 continue
             sets = copies(call, device)
             ready.append((result, sets))
