@@ -74,7 +74,8 @@ def invoke_main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     with exit_on_user_error():
         args.num_gpus = choose_gpus(args.num_gpus)
-        prepare_data(build_config(args))  # once here, not once in every process
+        # once here, not once in every process
+        prepare_data(build_config(args), training=not args.eval_only)
         try:
             launch(
                 main,

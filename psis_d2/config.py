@@ -28,6 +28,13 @@ def add_psis_config(cfg: CN) -> None:
     # Another draw of the same share.
     cfg.PSIS.MASK_IMAGE_SEED = 0
 
+    # What an object whose mask training may not see is trained on: "none" = its box alone |
+    # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3).
+    cfg.PSIS.MISSING_MASKS = "none"
+    _add_grabcut_config(cfg)
+    # Where masks that take long to make are kept; "" = psis_d2_cache in DETECTRON2_DATASETS.
+    cfg.PSIS.CACHE_DIR = ""
+
     # ---- what the mask head is trained on ------------------------------------------------------
     # proposals (Mask R-CNN) | gt (CPMask's and DeepMAC's released code) | jittered_gt (ShapeMask).
     # The most valuable switch for unseen categories in the literature (DeepMAC, ICCV 2021).
@@ -67,6 +74,22 @@ def add_psis_config(cfg: CN) -> None:
 
     # Boxes that masks are measured in: detected | gt (from the annotations) | both.
     cfg.TEST.BOXES = "detected"
+    # Where their masks come from: model | grabcut (needs no mask head: MODEL.MASK_ON False).
+    cfg.TEST.MASKS = "model"
+
+
+def _add_grabcut_config(cfg: CN) -> None:
+    """GrabCut (Rother et al., SIGGRAPH 2004); the papers name no settings."""
+    node = cfg.PSIS.GRABCUT = CN()
+    # Turns of colour models and cut.
+    node.ITERATIONS = 5
+    # Background for sure is a band around the box, this many box sides wide: the whole image, the
+    # original's choice, costs several times the time.
+    node.CONTEXT = 0.5
+    # Longest side of box and band in pixels, larger ones are shrunk, to save time; 0 = never.
+    node.MAX_SIDE = 256
+    # Images (in training: making the cache) or boxes (testing) at a time; 0 = one a core.
+    node.THREADS = 0
 
 
 def _add_maskx_config(cfg: CN) -> None:

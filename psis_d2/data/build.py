@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from psis_d2.data.coco import load_categories, load_coco
+from psis_d2.data.grabcut_cache import cached_grabcut_masks
 from psis_d2.data.loader import Loader, SeededDataset
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.data.samplers import TrainingBatches
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import (
+    add_masks,
     clean_annotations,
     count_masks,
     masked_classes,
@@ -30,6 +32,8 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
+
+MISSING_MASKS = ("none", "grabcut")
 
 
 # ---------------------------------------------------------------------------------- data sets
@@ -131,7 +135,8 @@ def get_training_dicts(cfg) -> list[dict]:
     """Read all of ``DATASETS.TRAIN`` and remove the masks that training may not see.
 
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
-    ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Images without instances are dropped if
+    ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Objects without a mask get that of
+    ``PSIS.MISSING_MASKS``. Images without instances are dropped if
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``. One log line counts the masks.
 
     Raises:
@@ -141,7 +146,9 @@ def get_training_dicts(cfg) -> list[dict]:
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN is empty; name a data set or give --train-json.")
-    dicts = [record for name in names for record in get_dataset_dicts(name)]
+    _check_missing_masks(cfg)
+    parts = {name: get_dataset_dicts(name) for name in names}
+    dicts = [record for part in parts.values() for record in part]
     class_names = get_class_names(names[0])
     for name in names[1:]:
         _check_same_classes(names[0], name)
@@ -170,7 +177,19 @@ def get_training_dicts(cfg) -> list[dict]:
         "" if images is None else f", {len(images)} of {len(dicts)} images with masks",
         total.with_mask,
     )
+    if cfg.PSIS.MISSING_MASKS == "grabcut":
+        # A data set at a time: ids are unique only within one.
+        for name, part in parts.items():
+            add_masks(part, cached_grabcut_masks(cfg, part, name))
     return dicts
+
+
+def _check_missing_masks(cfg) -> None:
+    if cfg.PSIS.MISSING_MASKS not in MISSING_MASKS:
+        raise UserError(
+            f"PSIS.MISSING_MASKS is '{cfg.PSIS.MISSING_MASKS}'; choose one of "
+            f"{', '.join(MISSING_MASKS)}."
+        )
 
 
 def seen_ids_for(cfg) -> list[int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
-from psis_d2.errors import UserError
+from psis_d2.data.images import read_image
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from PIL import Image
 from pycocotools import mask as mask_util
 
 # Narrower boxes (pixels) are dropped: a crop can leave nothing of an object.
@@ -87,7 +85,7 @@ class PartialMaskMapper:
         Raises:
             UserError: the image cannot be read or is not as large as the dict says.
         """
-        image = self._read(dataset_dict)
+        image = read_image(dataset_dict, self.image_format)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = np.array(augmented.image.transpose(2, 0, 1), order="C")
@@ -101,28 +99,6 @@ class PartialMaskMapper:
             ]
             output["instances"] = self._instances(annotations, transforms, image.shape[1:])
         return output
-
-    def _read(self, dataset_dict: dict) -> np.ndarray:
-        path = dataset_dict["file_name"]
-        try:
-            image = detection_utils.read_image(path, format=self.image_format)
-        # Pillow reports a damaged file in any of these ways.
-        except (
-            *(OSError, ValueError, SyntaxError, EOFError, struct.error),
-            Image.DecompressionBombError,
-        ) as error:
-            raise UserError(
-                f"Cannot read the image {path} ({type(error).__name__}: {error}); restore the file "
-                "or remove it from the json."
-            ) from error
-        found, expected = image.shape[:2], (dataset_dict["height"], dataset_dict["width"])
-        if found != expected:
-            swapped = " (its EXIF rotation is applied on reading)" * (found == expected[::-1])
-            raise UserError(
-                f"The image {path} is {found[1]} x {found[0]} pixels{swapped}, but the annotations "
-                f"say {expected[1]} x {expected[0]}; correct width and height in the json."
-            )
-        return image
 
     def _instances(
         self, annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]

@@ -16,7 +16,7 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from psis_d2.errors import UserError
@@ -148,6 +148,22 @@ def restrict_masks(
         for annotation in record.get("annotations", ()):
             if not image_stays or (seen is not None and annotation["category_id"] not in seen):
                 annotation.pop("segmentation", None)
+
+
+def add_masks(dicts: Iterable[dict], masks: Mapping[tuple, dict]) -> None:
+    """Give masks to objects that have none. In place; crowd regions stay as they are.
+
+    Args:
+        dicts: standard dataset dicts of one data set.
+        masks: {(image id, annotation id): compressed RLE}; objects without an entry stay without.
+    """
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            if "segmentation" in annotation or annotation.get("iscrowd", 0):
+                continue
+            mask = masks.get((record["image_id"], annotation["id"]))
+            if mask is not None:
+                annotation["segmentation"] = mask
 
 
 def select_mask_images(image_ids: Iterable, fraction: float, seed: int) -> set:

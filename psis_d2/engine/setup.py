@@ -5,7 +5,7 @@ import logging
 import os
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import get_class_names, prepare_dataset
+from psis_d2.data.build import get_class_names, get_training_dicts, prepare_dataset
 from psis_d2.data.coco import register_coco_json
 from psis_d2.errors import UserError
 
@@ -126,13 +126,19 @@ def check_classes(cfg: CfgNode) -> None:
         first = first or (name, classes)
 
 
-def prepare_data(cfg: CfgNode) -> None:
-    """Make the data sets of a config that are made by this project and not there yet.
+def prepare_data(cfg: CfgNode, training: bool = True) -> None:
+    """Make what a config's data needs and what is not there yet: data sets and GrabCut masks.
 
     Called once before several processes start, which would otherwise each make them.
+
+    Args:
+        cfg: the config.
+        training: whether the run will train.
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         prepare_dataset(name)
+    if training and cfg.PSIS.MISSING_MASKS != "none":
+        get_training_dicts(cfg)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """What the evaluators share: collecting predictions from all processes, and the groups."""
 
-import contextlib
 import json
 import logging
 import math
@@ -9,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
 from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
+from psis_d2.files import written_at_once
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -128,16 +128,8 @@ def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[
 
 def write_json(path: str, content, indent: int | None = None) -> None:
     """Write a json file as a whole or not at all. Numbers that are not finite become null."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    unfinished = f"{path}.{os.getpid()}.part"
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            json.dump(_plain(content), file, allow_nan=False, indent=indent)
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished)
-        raise
+    with written_at_once(path) as file:
+        json.dump(_plain(content), file, allow_nan=False, indent=indent)
 
 
 def _plain(value):
