@@ -23,6 +23,7 @@ namespace psis_d2 {
 namespace {
 
 constexpr int64_t kBlockRows = 64;
+using Double = Vec<double, 16>;
 
 // Function multiversioning does not take templates. float64 serves gradient checks: one version.
 PSIS_D2_CLONES void normalise(const float* x, float* z, float* mean, float* scale, int64_t channels,
@@ -45,29 +46,30 @@ void normalise_grad(double* g, const double* z, const double* scale, double* dot
   normalise_channels_grad(g, z, scale, dot, channels, pixels, factor);
 }
 
-PSIS_D2_CLONES void softmax(float* s, const float* foreground, float* sums, float* largest,
-                            float* inverse_sums, int64_t rows, int64_t pixels) {
-  softmax_rows(s, foreground, sums, largest, inverse_sums, rows, pixels);
-}
+#define DEFINE_VERSION(TARGET, BYTES)                                                              \
+  TARGET void softmax(float* s, const float* foreground, float* sums, float* largest,              \
+                      float* inverse_sums, int64_t rows, int64_t pixels) {                         \
+    softmax_rows<Vec<float, BYTES>>(s, foreground, sums, largest, inverse_sums, rows, pixels);     \
+  }                                                                                                \
+  TARGET void softmax_grad(float* s, float* grad, const float* foreground, const float* grad_sums, \
+                           const float* largest, const float* inverse_sums,                        \
+                           float* grad_foreground, int64_t rows, int64_t pixels) {                 \
+    softmax_rows_grad<Vec<float, BYTES>>(s, grad, foreground, grad_sums, largest, inverse_sums,    \
+                                         grad_foreground, rows, pixels);                           \
+  }
+PSIS_D2_FOR_EACH_TARGET(DEFINE_VERSION)
+#undef DEFINE_VERSION
 
 void softmax(double* s, const double* foreground, double* sums, double* largest,
              double* inverse_sums, int64_t rows, int64_t pixels) {
-  softmax_rows(s, foreground, sums, largest, inverse_sums, rows, pixels);
-}
-
-PSIS_D2_CLONES void softmax_grad(float* s, float* grad, const float* foreground,
-                                 const float* grad_sums, const float* largest,
-                                 const float* inverse_sums, float* grad_foreground, int64_t rows,
-                                 int64_t pixels) {
-  softmax_rows_grad(s, grad, foreground, grad_sums, largest, inverse_sums, grad_foreground, rows,
-                    pixels);
+  softmax_rows<Double>(s, foreground, sums, largest, inverse_sums, rows, pixels);
 }
 
 void softmax_grad(double* s, double* grad, const double* foreground, const double* grad_sums,
                   const double* largest, const double* inverse_sums, double* grad_foreground,
                   int64_t rows, int64_t pixels) {
-  softmax_rows_grad(s, grad, foreground, grad_sums, largest, inverse_sums, grad_foreground, rows,
-                    pixels);
+  softmax_rows_grad<Double>(s, grad, foreground, grad_sums, largest, inverse_sums, grad_foreground,
+                            rows, pixels);
 }
 
 // PyTorch's products called from a kernel, in whichever thread: no autograd, nothing lowered.

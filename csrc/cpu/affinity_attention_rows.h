@@ -62,21 +62,21 @@ PSIS_D2_INLINE void normalise_channels_grad(T* __restrict g, const T* __restrict
 }
 
 // s[i] = exp(s[i] - shift) and their sum.
-template <typename T>
+template <typename S, typename T = typename S::Lane>
 PSIS_D2_INLINE T exp_row(T* s, int64_t pixels, T shift) {
-  using V = typename Vec<T>::Type;
-  constexpr int64_t kLanes = Vec<T>::kLanes;
+  using V = typename S::Type;
+  constexpr int64_t kLanes = S::kLanes;
   V sums = {};
   int64_t i = 0;
   for (; i + kLanes <= pixels; i += kLanes) {
-    const V e = exp(loadu(s + i) - shift);
+    const V e = exp<S>(loadu<S>(s + i) - shift);
     sums += e;
-    storeu(s + i, e);
+    storeu<S>(s + i, e);
   }
   if (i < pixels) {
-    const V e = exp(load_first(s + i, pixels - i) - shift);
-    sums += first_lanes<T>(pixels - i) ? e : V{};
-    store_first(s + i, e, pixels - i);
+    const V e = exp<S>(load_first<S>(s + i, pixels - i) - shift);
+    sums += first_lanes<S>(pixels - i) ? e : V{};
+    store_first<S>(s + i, e, pixels - i);
   }
   T sum = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
@@ -84,13 +84,13 @@ PSIS_D2_INLINE T exp_row(T* s, int64_t pixels, T shift) {
 }
 
 // The largest of a row. A loop over scalars would not be vectorised, for the sake of NaN.
-template <typename T>
+template <typename S, typename T = typename S::Lane>
 PSIS_D2_INLINE T largest_of_row(const T* s, int64_t pixels) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
-  auto tops = splat(s[0]);
+  constexpr int64_t kLanes = S::kLanes;
+  auto tops = splat<S>(s[0]);
   int64_t i = 0;
   for (; i + kLanes <= pixels; i += kLanes) {
-    const auto v = loadu(s + i);
+    const auto v = loadu<S>(s + i);
     tops = v > tops ? v : tops;
   }
   T top = s[0];
@@ -100,13 +100,13 @@ PSIS_D2_INLINE T largest_of_row(const T* s, int64_t pixels) {
 }
 
 // Sum over i of a[i] * b[i].
-template <typename T>
+template <typename S, typename T = typename S::Lane>
 PSIS_D2_INLINE T dot_row(const T* a, const T* b, int64_t pixels) {
-  using V = typename Vec<T>::Type;
-  constexpr int64_t kLanes = Vec<T>::kLanes;
+  using V = typename S::Type;
+  constexpr int64_t kLanes = S::kLanes;
   V sums = {};
   int64_t i = 0;
-  for (; i + kLanes <= pixels; i += kLanes) sums += loadu(a + i) * loadu(b + i);
+  for (; i + kLanes <= pixels; i += kLanes) sums += loadu<S>(a + i) * loadu<S>(b + i);
   T sum = 0;
   for (; i < pixels; ++i) sum += a[i] * b[i];
   for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
@@ -116,14 +116,14 @@ PSIS_D2_INLINE T dot_row(const T* a, const T* b, int64_t pixels) {
 // Rows of logits s [rows, L] to rows of their softmax, in place.
 //   foreground [L]; sums [rows], the softmax's sum over the foreground
 //   largest, inverse_sums [rows]: see AffinityStat
-template <typename T>
+template <typename S, typename T = typename S::Lane>
 PSIS_D2_INLINE void softmax_rows(T* s, const T* foreground, T* sums, T* largest, T* inverse_sums,
                                  int64_t rows, int64_t pixels) {
   for (int64_t r = 0; r < rows; ++r, s += pixels) {
-    const T top = largest_of_row(s, pixels);
-    const T inverse = T(1) / exp_row(s, pixels, top);
+    const T top = largest_of_row<S>(s, pixels);
+    const T inverse = T(1) / exp_row<S>(s, pixels, top);
     for (int64_t i = 0; i < pixels; ++i) s[i] *= inverse;
-    sums[r] = dot_row(s, foreground, pixels);
+    sums[r] = dot_row<S>(s, foreground, pixels);
     largest[r] = top;
     inverse_sums[r] = inverse;
   }
@@ -132,20 +132,20 @@ PSIS_D2_INLINE void softmax_rows(T* s, const T* foreground, T* sums, T* largest,
 // Rows of logits s to the softmax, and its gradient grad [rows, L] (without the part that comes
 // from the sums) to the gradient of the logits, both in place.
 //   foreground [L], grad_sums, largest, inverse_sums [rows]; grad_foreground [L] is added to
-template <typename T>
+template <typename S, typename T = typename S::Lane>
 PSIS_D2_INLINE void softmax_rows_grad(T* __restrict s, T* __restrict grad,
                                       const T* __restrict foreground, const T* grad_sums,
                                       const T* largest, const T* inverse_sums,
                                       T* __restrict grad_foreground, int64_t rows, int64_t pixels) {
   for (int64_t r = 0; r < rows; ++r, s += pixels, grad += pixels) {
-    exp_row(s, pixels, largest[r]);
+    exp_row<S>(s, pixels, largest[r]);
     const T grad_sum = grad_sums[r], inverse = inverse_sums[r];
     for (int64_t i = 0; i < pixels; ++i) {
       s[i] *= inverse;
       grad[i] += grad_sum * foreground[i];
       grad_foreground[i] += grad_sum * s[i];
     }
-    const T dot = dot_row(s, grad, pixels);
+    const T dot = dot_row<S>(s, grad, pixels);
     for (int64_t i = 0; i < pixels; ++i) grad[i] = s[i] * (grad[i] - dot);
   }
 }

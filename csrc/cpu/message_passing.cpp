@@ -19,26 +19,35 @@ namespace psis_d2 {
 namespace {
 
 // Function multiversioning does not take templates. float64 serves gradient checks: one version.
-PSIS_D2_CLONES void forward(Norm norm, const float* weights, const float* m0, float* out,
-                            int64_t maps, int64_t steps, const RowLayout& layout, float* scratch) {
-  forward_group(norm, weights, m0, out, maps, steps, layout, scratch);
-}
+using Double = Vec<double, 16>;
+
+#define DEFINE_VERSION(TARGET, BYTES)                                                              \
+  TARGET int64_t vector_lanes(float) { return Vec<float, BYTES>::kLanes; }                         \
+  TARGET void forward(Norm norm, const float* weights, const float* m0, float* out, int64_t maps,  \
+                      int64_t steps, const RowLayout& layout, float* scratch) {                    \
+    forward_group<Vec<float, BYTES>>(norm, weights, m0, out, maps, steps, layout, scratch);        \
+  }                                                                                                \
+  TARGET void backward(Norm norm, const float* grad, const float* weights, const float* m0,        \
+                       float* grad_m0, float* grad_weights, int64_t maps, int64_t steps,           \
+                       const RowLayout& layout, float* scratch) {                                  \
+    backward_group<Vec<float, BYTES>>(norm, grad, weights, m0, grad_m0, grad_weights, maps, steps, \
+                                      layout, scratch);                                            \
+  }
+PSIS_D2_FOR_EACH_TARGET(DEFINE_VERSION)
+#undef DEFINE_VERSION
+
+int64_t vector_lanes(double) { return Double::kLanes; }
 
 void forward(Norm norm, const double* weights, const double* m0, double* out, int64_t maps,
              int64_t steps, const RowLayout& layout, double* scratch) {
-  forward_group(norm, weights, m0, out, maps, steps, layout, scratch);
-}
-
-PSIS_D2_CLONES void backward(Norm norm, const float* grad, const float* weights, const float* m0,
-                             float* grad_m0, float* grad_weights, int64_t maps, int64_t steps,
-                             const RowLayout& layout, float* scratch) {
-  backward_group(norm, grad, weights, m0, grad_m0, grad_weights, maps, steps, layout, scratch);
+  forward_group<Double>(norm, weights, m0, out, maps, steps, layout, scratch);
 }
 
 void backward(Norm norm, const double* grad, const double* weights, const double* m0,
               double* grad_m0, double* grad_weights, int64_t maps, int64_t steps,
               const RowLayout& layout, double* scratch) {
-  backward_group(norm, grad, weights, m0, grad_m0, grad_weights, maps, steps, layout, scratch);
+  backward_group<Double>(norm, grad, weights, m0, grad_m0, grad_weights, maps, steps, layout,
+                         scratch);
 }
 
 // `size` zeros, aligned to a vector.
@@ -107,7 +116,7 @@ at::Tensor message_passing_cpu(const at::Tensor& m0, const at::Tensor& weights, 
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, m0.scalar_type(), "message_passing_cpu", [&] {
         using opmath_t = at::opmath_type<scalar_t>;
-        const RowLayout layout(shape.height, shape.width, Vec<opmath_t>::kLanes);
+        const RowLayout layout(shape.height, shape.width, vector_lanes(opmath_t()));
         const int64_t map_size = shape.maps_per_group() * shape.pixels();
         const int64_t weight_size = kTaps * shape.pixels();
         const scalar_t* m0_data = m0_dense.const_data_ptr<scalar_t>();
@@ -143,7 +152,7 @@ std::tuple<at::Tensor, at::Tensor> message_passing_bwd_cpu(const at::Tensor& gra
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, m0.scalar_type(), "message_passing_bwd_cpu", [&] {
         using opmath_t = at::opmath_type<scalar_t>;
-        const RowLayout layout(shape.height, shape.width, Vec<opmath_t>::kLanes);
+        const RowLayout layout(shape.height, shape.width, vector_lanes(opmath_t()));
         const int64_t map_size = shape.maps_per_group() * shape.pixels();
         const int64_t weight_size = kTaps * shape.pixels();
         const scalar_t* grad_data = grad_dense.const_data_ptr<scalar_t>();
