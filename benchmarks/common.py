@@ -243,6 +243,8 @@ def mark_any_size(call: Call) -> None:
 
 def with_compiled(variants: Sequence[Variant]) -> list[Variant]:
     """Adds the compiled forms of every literal and tuned variant."""
+    # One function is compiled for every dtype, with and without gradients, for one and any size.
+    torch._dynamo.config.recompile_limit = 64
     found = []
     for variant in variants:
         found.append(variant)
