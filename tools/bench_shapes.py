@@ -5,12 +5,15 @@
     python tools/bench_shapes.py --only agnostic oracle --seeds 0
     python tools/bench_shapes.py --write-expected       # and what the quick configs are checked for
 
-A row is a file ``configs/quick/<row>_shapes.yaml``: add one, and it joins the table. A run whose
-results are there already is not repeated, so an interrupted bench continues (``--fresh`` starts
-over). Runs go side by side, one thread each. Exits with 1 if a claim of the page does not hold.
+A row is a file ``configs/quick/<row>_shapes.yaml``: add one, and it joins the table. A run leaves
+its figures in ``benchmarks/results/shapes/`` and is not repeated, so an interrupted bench continues
+and the page can be made of runs on several machines (``--fresh`` starts over). Rows without such a
+file keep the lines of the page that is there. Runs go side by side, one thread each. Exits with 1
+if a claim of the page does not hold.
 """
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -25,13 +28,14 @@ import psis_d2  # noqa: F401
 from psis_d2.data.build import get_dataset_dicts
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.evaluation import box_fill_results
-from psis_d2.evaluation.results_page import CLAIMS, Row, expected_results, render_page
+from psis_d2.evaluation.results_page import CLAIMS, Row, expected_results, hardware, render_page
 
 from detectron2.data import MetadataCatalog
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quick"
 DATASET = "partial_shapes_val"
+RECORDS = ROOT / "benchmarks" / "results" / "shapes"
 # What the figures do not say by themselves; the end of the page.
 REMARKS = ROOT / "benchmarks" / "shapes_remarks.md"
 
@@ -69,9 +73,10 @@ def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
     """Train and evaluate one row with one seed, or read what an earlier call left.
 
     Returns:
-        {"results": {task: {metric: value}}, "minutes": float, "commit": str}
+        {"results": {task: {metric: value}}, "minutes": float, "commit": str, "hardware": str,
+        "date": str}
     """
-    record = folder / "run.json"
+    record = record_of(name, seed)
     if record.exists():
         return json.loads(record.read_text())
     shutil.rmtree(folder, ignore_errors=True)
@@ -93,9 +98,17 @@ def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
         "results": json.loads((folder / "results.json").read_text()),
         "minutes": (time.time() - start) / 60,
         "commit": commit(),
+        "hardware": hardware(),
+        "date": datetime.date.today().isoformat(),
     }
-    record.write_text(json.dumps(done, indent=1))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(done, indent=1) + "\n")
     return done
+
+
+def record_of(name: str, seed: int) -> Path:
+    """Where the figures of a run are kept."""
+    return RECORDS / f"{name}-{seed}.json"
 
 
 def write_expected(config: Path, row: Row) -> None:
@@ -127,44 +140,39 @@ def main() -> None:
         action="store_true",
         help="train nothing: the page of the runs that are there",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows' earlier runs")
     args = parser.parse_args()
-    if args.fresh:
-        shutil.rmtree(args.output, ignore_errors=True)
     configs = quick_configs(args.only)
+    if args.fresh:
+        for name in configs:
+            for record in RECORDS.glob(f"{name}-[0-9]*.json"):
+                record.unlink()
     get_dataset_dicts("partial_shapes_train")  # made once, before the runs race for it
 
-    tasks = [(name, seed) for seed in args.seeds for name in configs]
-    if args.page_only:
-        tasks = [(n, s) for n, s in tasks if (args.output / f"{n}-{s}" / "run.json").exists()]
+    tasks = [] if args.page_only else [(n, seed) for seed in args.seeds for n in configs]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    runs: dict[str, list[dict]] = {name: [] for name in configs}
 
     def work(task):
         name, seed = task
         done = run(name, configs[name], seed, args.output / f"{name}-{seed}", threads)
         unseen = done["results"]["gtbox_unseen"]["IoU"]
         print(f"{name} seed {seed}: {done['minutes']:.1f} min, unseen IoU {unseen:.1f}", flush=True)
-        return name, done
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        for name, done in pool.map(work, tasks):
-            runs[name].append(done)
+        list(pool.map(work, tasks))
 
     classes = MetadataCatalog.get(DATASET).thing_classes
     seen = resolve_seen_classes("shapes", classes, dataset_name=DATASET)
-    rows = [
-        Row("box_fill", "Whole box filled, no model", [box_fill_results(DATASET, seen)], [], [])
-    ]
-    for name, done in runs.items():
-        if not done:
-            continue
-        columns = ([d[key] for d in done] for key in ("results", "minutes", "commit"))
-        rows.append(Row(name, title_of(configs[name]), *columns))
-        if args.write_expected:
-            write_expected(configs[name], rows[-1])
+    rows = [Row("box_fill", "Whole box filled, no model", [box_fill_results(DATASET, seen)])]
+    for name, config in quick_configs([]).items():
+        runs = [json.loads(r.read_text()) for s in args.seeds if (r := record_of(name, s)).exists()]
+        columns = ([r[key] for r in runs] for key in ("results", "minutes", "commit", "hardware"))
+        rows.append(Row(name, title_of(config), *columns))
+        if args.write_expected and name in configs and runs:
+            write_expected(config, rows[-1])
     remarks = REMARKS.read_text()
-    page = render_page(rows, seeds=args.seeds, threads=threads, jobs=args.jobs, remarks=remarks)
+    earlier = args.page.read_text() if args.page.exists() else ""
+    page = render_page(rows, seeds=args.seeds, remarks=remarks, earlier=earlier)
     args.page.write_text(page)
     print(page)
     print(f"Written to {args.page}")

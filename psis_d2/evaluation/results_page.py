@@ -3,8 +3,9 @@
 import datetime
 import os
 import platform
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psis_d2 import __version__
@@ -14,13 +15,17 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its results, minutes and commits, an entry a seed (no minutes: no training)."""
+    """One method, an entry a seed: results, minutes, commit and machine; none if not trained.
+
+    A row without results was not measured, or not where its results were kept.
+    """
 
     name: str
     title: str
-    results: Sequence[dict]
-    minutes: Sequence[float]
-    commits: Sequence[str]
+    results: Sequence[dict] = ()
+    minutes: Sequence[float] = ()
+    commits: Sequence[str] = ()
+    machines: Sequence[str] = ()
 
     def values(self, task: str, metric: str) -> list[float]:
         """The metric of every seed; empty where the row was not measured."""
@@ -41,13 +46,15 @@ class Claim:
     words: str
 
     def margins(self, rows: Sequence[Row]) -> list[float] | None:
-        """The difference for every seed, None if a row is not there."""
+        """The difference for every seed, None if a row is not there or lacks seeds of the other."""
         by_name = {row.name: row for row in rows}
         if self.better[0] not in by_name or self.worse[0] not in by_name:
             return None
         better = by_name[self.better[0]].values(self.better[1], self.metric)
         worse = by_name[self.worse[0]].values(self.worse[1], self.metric)
-        return [a - b for a, b in zip(better, worse, strict=False)]
+        if len(better) != len(worse):
+            return None
+        return [a - b for a, b in zip(better, worse, strict=True)]
 
     def holds(self, rows: Sequence[Row]) -> bool:
         """Whether every seed has the margin; a claim about an absent row holds."""
@@ -152,51 +159,74 @@ def expected_results(row: Row) -> list[list]:
     return expected
 
 
-def render_table(rows: Sequence[Row]) -> str:
-    """The markdown table of the rows."""
+def lines_of(page: str) -> dict[str, str]:
+    """The table lines of a page: by row name in the methods' table, by claim in that of margins."""
+    found = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 5 and re.fullmatch(r"`\w+`", cells[2]):
+            found[cells[2].strip("`")] = line
+        elif len(cells) == 6 and re.fullmatch(r"[+-]\d+", cells[2]):
+            found[cells[1]] = line
+    return found
+
+
+def render_table(rows: Sequence[Row], earlier: Mapping[str, str] | None = None) -> str:
+    """The markdown table of the rows; a row without results has its line in `earlier`, if any."""
+    earlier = earlier or {}
     lines = ["| method | row | seeds | " + " | ".join(c[0] for c in COLUMNS) + " | minutes |"]
     lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 2))
     for row in rows:
+        if not row.results:
+            lines += [earlier[row.name]] if row.name in earlier else []
+            continue
         cells = [spread(row.values(task, metric)) for _, task, metric in COLUMNS]
         cells = [str(len(row.minutes) or "-"), *cells, spread(row.minutes)]
         lines.append(f"| {row.title} | `{row.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def render_claims(rows: Sequence[Row]) -> str:
+def render_claims(rows: Sequence[Row], earlier: Mapping[str, str] | None = None) -> str:
     """The markdown table of the claims: margin asked for, margin of every seed, verdict."""
     lines = ["| claim | margin asked | margin of each seed | holds |", "|---|---:|---|---|"]
     for claim in CLAIMS:
         margins = claim.margins(rows)
+        words = f"{claim.words} ({claim.metric})"
         if not margins:
+            lines += [earlier[words]] if earlier and words in earlier else []
             continue
         holds = "yes" if claim.holds(rows) else "**no**"
         shown = ", ".join(f"{m:+.1f}" for m in margins)
-        lines.append(f"| {claim.words} ({claim.metric}) | {claim.margin:+d} | {shown} | {holds} |")
+        lines.append(f"| {words} | {claim.margin:+d} | {shown} | {holds} |")
     return "\n".join(lines)
 
 
 def render_page(
-    rows: Sequence[Row], *, seeds: Sequence[int], threads: int, jobs: int, remarks: str = ""
+    rows: Sequence[Row], *, seeds: Sequence[int], remarks: str = "", earlier: str = ""
 ) -> str:
     """The whole of RESULTS.md.
 
     Args:
         rows: in the table's order.
         seeds: training seeds of the runs.
-        threads: threads of each run.
-        jobs: runs side by side.
         remarks: markdown for the end of the page, with its own heading.
+        earlier: the page that is replaced: rows without results, and claims about them, keep their
+            lines, and what it says of commits and machines stays.
     """
-    commits = sorted({commit for row in rows for commit in row.commits})
+    commits = {commit for row in rows for commit in row.commits}
+    machines = {machine for row in rows for machine in row.machines}
+    if kept := re.search(r"^\* commits: (.*)$\n\* machines: (.*)$", earlier, re.MULTILINE):
+        commits |= set(kept[1].split(", "))
+        machines |= set(kept[2].split("; "))
+    old_lines = lines_of(earlier)
     today = datetime.date.today().isoformat()
     return f"""# Results
 
-Written by `make bench-shapes`; tables and figures come from its runs.
+Written by `make bench-shapes` on {today}; tables and figures come from its runs, psis_d2
+{__version__}, torch {torch.__version__}, seeds {", ".join(map(str, seeds))}, one thread a run.
 
-{today}, commit {", ".join(commits) or "unknown"}, psis_d2 {__version__}, torch {torch.__version__},
-{hardware()}; {len(seeds)} seeds ({", ".join(map(str, seeds))}), {jobs} runs side by side,
-{threads} thread(s) each.
+* commits: {", ".join(sorted(commits)) or "unknown"}
+* machines: {"; ".join(sorted(machines)) or "unknown"}
 
 ## PartialShapes
 
@@ -205,16 +235,17 @@ rows). *IoU* and *AP* are measured in the annotations' boxes: IoU is the mean ma
 categories, AP the share of instances above IoU .5 to .95. *mask AP* and *box AP* are COCO's, on the
 model's own detections. Mean ± sample standard deviation over seeds, all in percent; seen = masks in
 training, unseen = boxes only. All seeds share one data set, so the spread is that of training
-alone.
+alone. Minutes are those of a machine that other jobs shared. The runs' figures are in
+`benchmarks/results/shapes/`; rows without a file there were measured before it was kept.
 
-{render_table(rows)}
+{render_table(rows, old_lines)}
 
 ## Margins
 
 Differences in the annotations' boxes, seed by seed; a margin holds if every seed has it, and only
 then is it claimed.
 
-{render_claims(rows)}
+{render_claims(rows, old_lines)}
 
 A difference that is not in this list is not claimed.
 

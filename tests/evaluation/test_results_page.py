@@ -4,7 +4,9 @@ from psis_d2.evaluation.results_page import (
     CLAIMS,
     Row,
     expected_results,
+    lines_of,
     render_claims,
+    render_page,
     render_table,
     spread,
 )
@@ -39,6 +41,32 @@ def test_a_claim_needs_its_margin_in_every_seed():
     ]
     rows[1] = row("agnostic_gt", [45.0, 52.0])
     assert "| +5.0, +2.0 | yes |" in render_claims(rows)
+
+
+def test_rows_without_results_keep_their_lines_of_the_earlier_page():
+    rows = [row("agnostic", [40.0, 50.0]), row("agnostic_gt", [45.0, 52.0]), row("deeper", [41.0])]
+    page = render_page(rows, seeds=[0, 1])
+    unmeasured = [Row("agnostic", "New title"), Row("agnostic_gt", "x"), row("deeper", [43.0])]
+    again = render_page([*unmeasured, Row("oracle", "Never measured")], seeds=[0, 1], earlier=page)
+    old, new = lines_of(page), lines_of(again)
+    assert new["agnostic"] == old["agnostic"] and new["agnostic_gt"] == old["agnostic_gt"]
+    claim = "Ground-truth training boxes help the baseline (IoU)"
+    assert "| +5.0, +2.0 | yes |" in new[claim] and new[claim] == old[claim]
+    assert "| 43.0 |" in new["deeper"] and new["deeper"] != old["deeper"]
+    assert new.keys() == old.keys()
+
+
+def test_commits_and_machines_of_earlier_rows_stay():
+    first = Row("a", "A", row("a", [1.0]).results, [1.0], ["abc"], ["Brand One, 2 cores"])
+    page = render_page([first], seeds=[0])
+    second = Row("b", "B", first.results, [1.0], ["def"], ["Brand Two, 8 cores"])
+    page = render_page([Row("a", "A"), second], seeds=[0], earlier=page)
+    assert "* commits: abc, def\n* machines: Brand One, 2 cores; Brand Two, 8 cores\n" in page
+
+
+def test_a_claim_needs_the_same_seeds_of_both_rows():
+    rows = [row("agnostic", [40.0, 50.0]), row("agnostic_gt", [45.0])]
+    assert "Ground-truth training boxes" not in render_claims(rows)
 
 
 def test_expected_results_allow_twice_the_largest_deviation_and_three_points_at_least():
