@@ -8,13 +8,23 @@ take; models that use none are measured once. A method is every configs/<method>
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (registers heads)
 from psis_d2.config import add_psis_config
+from psis_d2.data.shape_priors import (
+    SIDE,
+    ShapePriors,
+    num_priors,
+    save_shape_priors,
+    uses_shape_priors,
+)
 from psis_d2.ops import without_kernels
 
+import numpy as np
 import torch
 from common import parse_common, print_environment, print_table, save
 from detectron2.config import CfgNode, get_cfg
@@ -31,15 +41,30 @@ SIZES = {"cpu": 160, "cuda": 800}  # shorter side of the images
 OBJECTS = 8  # an image
 
 
-def make_config(name: str, device: str) -> CfgNode:
-    """A method's config for `device`; PLAIN is the base config with Detectron2's heads."""
+def make_config(name: str, device: str, scratch: Path) -> CfgNode:
+    """A method's config for `device`; PLAIN is the base config with Detectron2's heads.
+
+    What a config needs in files is made in the folder `scratch`.
+    """
     cfg = get_cfg()
     add_psis_config(cfg)
     base = "Base-RCNN-FPN" if name == PLAIN else name
     cfg.merge_from_file(str(CONFIGS / f"{base}.yaml"))
     cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
     cfg.merge_from_list(DETECTRON2_HEADS if name == PLAIN else [])
+    if uses_shape_priors(cfg):
+        cfg.PSIS.SHAPEMASK.PRIORS = write_random_priors(cfg, scratch)
     return cfg
+
+
+def write_random_priors(cfg: CfgNode, folder: Path) -> str:
+    """A file of as many shape priors as a config wants: training would make them from masks."""
+    agnostic = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
+    shape = () if agnostic else (cfg.MODEL.ROI_HEADS.NUM_CLASSES,)
+    priors = np.random.default_rng(0).random((*shape, num_priors(cfg), SIDE, SIDE), np.float32)
+    path = str(folder / "priors.npz")
+    save_shape_priors(path, ShapePriors(priors, {"format": "psis_d2 shape priors 1"}))
+    return path
 
 
 def make_batch(images: int, size: int, classes: int) -> list[dict]:
@@ -116,8 +141,9 @@ def share_of_ops(events: list[dict], device: str) -> float:
 def bench(name: str, device: str, size: int, images: int, seconds: float) -> list[dict[str, str]]:
     """One row with kernels; if the model uses any, one without."""
     torch.manual_seed(0)
-    cfg = make_config(name, device)
-    model = build_model(cfg)
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg = make_config(name, device, Path(scratch))
+        model = build_model(cfg)
     batch = make_batch(images, size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     rows, uses_ops = [], False
     for kernels in (True, False):
@@ -136,6 +162,7 @@ def bench(name: str, device: str, size: int, images: int, seconds: float) -> lis
                 row[f"{mode} MB"] = f"{peak_memory(step, device) / 1e6:.0f}"
                 row[f"{mode} ops"] = f"{share:.1%}" if kernels else ""
         rows.append(row)
+        print("  " + ", ".join(f"{k} {v}" for k, v in row.items() if k != "model"), flush=True)
     return rows
 
 
