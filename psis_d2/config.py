@@ -75,6 +75,10 @@ def add_psis_config(cfg: CN) -> None:
     # which for 256 channels of 28 x 28 is a layer of 157 million weights.
     cfg.PSIS.MLP_BRANCH_DIM = 0
 
+    # FCNMaskHead doubles the side of the RoI features so often: 1 (Mask R-CNN, masks of 28 x 28) |
+    # 2 (56 x 56, the "higher-resolution" head of Zhao et al., Tab. 3).
+    cfg.PSIS.FCN_UPSAMPLINGS = 1
+
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
     cfg.PSIS.SKIP_MISMATCHED_WEIGHTS = False
@@ -87,6 +91,7 @@ def add_psis_config(cfg: CN) -> None:
     _add_shapeprop_config(cfg)
     _add_shapemask_config(cfg)
     _add_nasfpn_config(cfg)
+    _add_teacher_student_config(cfg)
 
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -100,6 +105,9 @@ def add_psis_config(cfg: CN) -> None:
     cfg.TEST.BOX_SHRINK = 1.0
     # Another draw of the factors.
     cfg.TEST.BOX_SHRINK_SEED = 0
+    # Measure masks again on overlapped objects alone, whose boxes another object's mask fills to at
+    # least this share; 0.0 = do not (Zhao et al., Tab. 2: 0.3).
+    cfg.TEST.OVERLAP = 0.0
 
 
 def _add_grabcut_config(cfg: CN) -> None:
@@ -331,3 +339,46 @@ def _add_nasfpn_config(cfg: CN) -> None:
     node = cfg.PSIS.NASFPN = CN()
     # How often the seven merging cells are repeated (paper: 7).
     node.REPEATS = 7
+
+
+def _add_teacher_student_config(cfg: CN) -> None:
+    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released."""
+    node = cfg.PSIS.TEACHER_STUDENT = CN()
+    # The class-agnostic head that learns from masks and teaches: any entry of the registry.
+    node.TEACHER = "FCNMaskHead"
+    # The class-specific head that learns from both (paper: the same layers, not shared).
+    node.STUDENT = "FCNMaskHead"
+    # KEY, VALUE, KEY, VALUE, ... that only the teacher's config has: stronger teachers (paper
+    # Tab. 3) are [MODEL.ROI_MASK_HEAD.NUM_CONV, 12] and [PSIS.FCN_UPSAMPLINGS, 2].
+    node.TEACHER_OPTS = []
+    # The same for the student.
+    node.STUDENT_OPTS = []
+    # From the teacher's probability to a mask: threshold | crf, then threshold | interaction, the
+    # mean with the student's own, then threshold: in Tab. 5 as good as CRF in a third of its time.
+    node.POSTPROCESS = "interaction"
+    # A cell is foreground from this probability on (paper sec. 4.2).
+    node.THRESHOLD = 0.5
+    # Make background of what is in a mask that training sees, or outside of the box (sec. 5.1).
+    node.CLEANING = True
+    # Channels of the student that learn: own_class (Mask R-CNN's loss, that of the framework which
+    # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3).
+    node.STUDENT_CHANNELS = "own_class"
+    # Iterations before pseudo masks are learned from; the paper names none.
+    node.WARM_START = 0
+    # Weights of the teacher's losses and the student's (paper Eq. 7: equal) ...
+    node.TEACHER_WEIGHT = 1.0
+    node.STUDENT_WEIGHT = 1.0
+    # ... and, within the latter, of regions with a pseudo mask (paper Eq. 6: as of the others).
+    node.PSEUDO_WEIGHT = 1.0
+    # Build no teacher: for testing what tools/export_student.py writes.
+    node.STUDENT_ONLY = False
+    # crf, as in the examples of pydensecrf, which the paper uses "with default parameters", though
+    # it has none: updates ...
+    node.CRF_STEPS = 5
+    # ... weight and width in cells of the kernel of positions ...
+    node.CRF_GAUSSIAN_WEIGHT = 3.0
+    node.CRF_GAUSSIAN_SIGMA = 3.0
+    # ... and of that of positions and colours, whose third number is in grey levels, 0 to 255.
+    node.CRF_BILATERAL_WEIGHT = 10.0
+    node.CRF_BILATERAL_SIGMA = 80.0
+    node.CRF_COLOUR_SIGMA = 13.0

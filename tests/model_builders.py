@@ -26,6 +26,7 @@ HOURGLASS = (
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", 32),  # GN's groups
     *("PSIS.HOURGLASS.CHANNELS", [32, 32], "PSIS.HOURGLASS.BLOCKS", [1, 1]),
 )
+TEACHER_STUDENT = ("MODEL.ROI_MASK_HEAD.NAME", "TeacherStudentMaskHead")
 
 _FOLDER = tempfile.TemporaryDirectory()
 

@@ -173,6 +173,7 @@ class Trainer(DefaultTrainer):
             output_dir=os.path.join(folder, "shrunk_boxes") if shrunk else folder,
             max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
             class_ids=class_ids,
+            overlap=cfg.TEST.OVERLAP,
         )
 
     @classmethod

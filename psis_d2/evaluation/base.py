@@ -29,6 +29,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
         max_dets: highest-scored detections per image and category that count.
         class_ids: the model's class of every category of the data set (None for one that it has
             not), where these are not the same; predictions of other classes do not count.
+        overlap: measure masks again on the objects of at least this overlap, 0 for not.
     """
 
     def __init__(
@@ -40,12 +41,18 @@ class PredictionCollector(DatasetEvaluator, ABC):
         distributed: bool = True,
         max_dets: int = 100,
         class_ids: Sequence[int | None] | None = None,
+        overlap: float = 0.0,
     ):
         self.dataset_name = dataset_name
         self.seen_ids = sorted(seen_ids)
         self.output_dir = output_dir
         self.distributed = distributed
         self.max_dets = max_dets
+        if not 0 <= overlap <= 1:
+            raise UserError(
+                f"TEST.OVERLAP is {overlap}; give a share of the box, up to 1, or 0 for no table."
+            )
+        self.overlap = overlap
         # Category by class.
         self.own_ids = None if class_ids is None else _invert(class_ids, dataset_name)
         self.reset()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 from collections import OrderedDict, defaultdict
+from collections.abc import Collection
 
 from psis_d2.evaluation.base import PredictionCollector
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region
@@ -32,6 +33,11 @@ class PartialCOCOEvaluator(PredictionCollector):
     AP, AP50, AP75, APs, APm, APl in percent. A group without categories has no task; if no object
     has a mask or all predictions are boxes, there are only ``bbox`` tasks.
 
+    With `overlap` there are ``segm_overlapped_seen`` and so on, too: mask AP on overlapped objects
+    alone (:meth:`~psis_d2.evaluation.ground_truth.GroundTruth.overlapped`). A detection that
+    matches another object counts neither for nor against; one that matches none is an error here,
+    too, wherever it is.
+
     ``output_dir`` gets ``coco_instances_results.json`` (the predictions in COCO's result format)
     and ``metrics_<dataset>.json`` (the results, per category too). See
     :class:`~psis_d2.evaluation.base.PredictionCollector` for the arguments.
@@ -52,11 +58,16 @@ class PartialCOCOEvaluator(PredictionCollector):
                 kinds.append("segm")
 
         results, of_category = OrderedDict(), {}
-        for kind in kinds:
-            precision = average_precision(truth, records, kind, self.max_dets)
+        measured = [(kind, kind, None) for kind in kinds]
+        if self.overlap and "segm" in kinds:
+            overlapped = truth.overlapped(self.overlap)
+            logger.info("%d objects have an overlap of %s.", len(overlapped), self.overlap)
+            measured.append(("segm_overlapped", "segm", overlapped))
+        for task, kind, only in measured:
+            precision = average_precision(truth, records, kind, self.max_dets, only)
             for group, ids in groups.items():
-                results[f"{kind}_{group}"] = summarise(precision, ids)
-            of_category[f"{kind}_AP"] = [
+                results[f"{task}_{group}"] = summarise(precision, ids)
+            of_category[f"{task}_AP"] = [
                 summarise(precision, [i])["AP"] for i in range(len(truth.class_names))
             ]
         rows = category_rows(truth, self.seen_ids, of_category)
@@ -77,8 +88,25 @@ class PartialCOCOEvaluator(PredictionCollector):
         return results
 
 
+class _SelectiveEval(COCOeval):
+    """COCO's evaluation that ignores objects marked ``set_aside``, as it does those of other sizes.
+
+    It overwrites ``ignore``, and its crowd flag would change how an object is matched.
+    """
+
+    def _prepare(self):
+        super()._prepare()
+        for objects in self._gts.values():
+            for annotation in objects:
+                annotation["ignore"] = annotation["ignore"] or annotation["set_aside"]
+
+
 def average_precision(
-    truth: GroundTruth, detections: list[dict], kind: str, max_dets: int = 100
+    truth: GroundTruth,
+    detections: list[dict],
+    kind: str,
+    max_dets: int = 100,
+    only: Collection[tuple] | None = None,
 ) -> np.ndarray:
     """COCO's precision array, for all categories at once.
 
@@ -87,6 +115,8 @@ def average_precision(
         detections: COCO-format results with contiguous category ids.
         kind: ``bbox`` or ``segm``; for ``segm``, objects and detections without mask do not count.
         max_dets: highest-scored detections per image and category that count.
+        only: (image id, annotation id) of the objects that count, None for all. The others are
+            matched as ever, but neither they nor the detections that they match count.
 
     Returns:
         float [10 IoU thresholds, 101 recalls, C, 4 area ranges], -1 where there is no object.
@@ -102,8 +132,10 @@ def average_precision(
             for a in objects
             if "segmentation" in a or a["iscrowd"]
         ]
+    aside = (only is not None and (a["image_id"], a["id"]) not in only for a in objects)
+    objects = [{**a, "set_aside": int(x)} for a, x in zip(objects, aside, strict=True)]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
+        evaluation = _SelectiveEval(
             _index(truth, objects),
             _index(truth, [{**d, "area": _area(d, kind), "iscrowd": 0} for d in detections]),
             iouType=kind,

@@ -31,6 +31,9 @@ class GivenBoxEvaluator(PredictionCollector):
     and N, the number of objects. Objects without a mask and crowd regions are set aside. An object
     with a mask for which no prediction came counts with an IoU of 0.
 
+    With `overlap` there are ``gtbox_overlapped_seen`` and so on, too: the same of overlapped
+    objects alone (:meth:`~psis_d2.evaluation.ground_truth.GroundTruth.overlapped`).
+
     ``output_dir`` gets ``given_box_results.json`` (predictions in COCO's result format, each with
     the ``id`` of its annotation) and ``metrics_<dataset>_given_boxes.json``. See
     :class:`~psis_d2.evaluation.base.PredictionCollector` for the arguments; ``max_dets`` has no
@@ -67,6 +70,8 @@ class GivenBoxEvaluator(PredictionCollector):
             )
         groups = self.groups(truth)
         results = given_box_metrics(ious, groups)
+        if self.overlap:
+            results.update(overlapped_metrics(truth, masks, groups, self.overlap))
         of_category = {
             metric: [given_box_metrics(ious, {"one": [i]})["gtbox_one"][metric] for i in ious]
             for metric in METRICS
@@ -88,12 +93,15 @@ class GivenBoxEvaluator(PredictionCollector):
         return results
 
 
-def box_fill_results(dataset_name: str, seen_ids: Collection[int]) -> dict[str, dict[str, float]]:
+def box_fill_results(
+    dataset_name: str, seen_ids: Collection[int], overlap: float = 0.0
+) -> dict[str, dict[str, float]]:
     """What :class:`GivenBoxEvaluator` says of a model that fills every box: the floor to beat.
 
     Args:
         dataset_name: a registered COCO-format data set.
         seen_ids: contiguous ids of the seen categories.
+        overlap: see :class:`GivenBoxEvaluator`.
 
     Returns:
         {task: {metric: value}}; {} if no object has a mask.
@@ -106,15 +114,34 @@ def box_fill_results(dataset_name: str, seen_ids: Collection[int]) -> dict[str, 
         for a in truth.annotations
     }
     ious, _ = mask_ious(truth, filled)
-    return given_box_metrics(ious, class_groups(seen_ids, len(truth.class_names)))
+    groups = class_groups(seen_ids, len(truth.class_names))
+    results = given_box_metrics(ious, groups)
+    if overlap:
+        results.update(overlapped_metrics(truth, filled, groups, overlap))
+    return results
 
 
-def mask_ious(truth: GroundTruth, masks: dict[tuple, dict]) -> tuple[dict[int, list[float]], int]:
+def overlapped_metrics(
+    truth: GroundTruth, masks: dict[tuple, dict], groups: dict[str, list[int]], overlap: float
+) -> dict[str, dict[str, float]]:
+    """:func:`given_box_metrics` of overlapped objects, as tasks "gtbox_overlapped_<name>".
+
+    Arguments are those of :func:`mask_ious` and :func:`given_box_metrics`.
+    """
+    ious, _ = mask_ious(truth, masks, truth.overlapped(overlap))
+    renamed = {f"overlapped_{name}": ids for name, ids in groups.items()}
+    return given_box_metrics(ious, renamed)
+
+
+def mask_ious(
+    truth: GroundTruth, masks: dict[tuple, dict], only: Collection[tuple] | None = None
+) -> tuple[dict[int, list[float]], int]:
     """IoU of every object that has a mask with the mask predicted for it.
 
     Args:
         truth: the ground truth.
         masks: {(image id, annotation id): RLE}.
+        only: (image id, annotation id) of the objects that count, None for all.
 
     Returns:
         {contiguous category id: IoUs, 0 to 1}, for every category in order, and how many objects
@@ -124,7 +151,10 @@ def mask_ious(truth: GroundTruth, masks: dict[tuple, dict]) -> tuple[dict[int, l
     for annotation in truth.annotations:
         if annotation["iscrowd"] or "segmentation" not in annotation:
             continue
-        mask = masks.get((annotation["image_id"], annotation["id"]))
+        key = annotation["image_id"], annotation["id"]
+        if only is not None and key not in only:
+            continue
+        mask = masks.get(key)
         if mask is None:
             lost += 1
             iou = 0.0

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import defaultdict
 from dataclasses import dataclass
 
 from psis_d2.data.build import get_class_names, get_dataset_dicts
@@ -66,6 +67,41 @@ class GroundTruth:
                 *(self.dataset_name, instances),
             )
         return masked
+
+    def overlapped(self, threshold: float) -> set[tuple]:
+        """Objects that other objects reach into (Zhao et al., "Rethinking Mask Heads", Eq. 1).
+
+        An object's overlap is the largest share of its box, cut at the image's border, that the
+        mask of one other object of the image covers, whatever its category. Crowd regions are no
+        objects; objects without a mask overlap no other.
+
+        Args:
+            threshold: least overlap, above 0 and at most 1.
+
+        Returns:
+            {(image id, annotation id)} of the objects with this overlap or more.
+        """
+        of_image = defaultdict(list)
+        for annotation in self.annotations:
+            if not annotation["iscrowd"]:
+                of_image[annotation["image_id"]].append(annotation)
+        found = set()
+        for image_id, objects in of_image.items():
+            masked = [k for k, a in enumerate(objects) if "segmentation" in a]
+            if not masked:
+                continue
+            boxes = [box_region(a["bbox"], *self.image_sizes[image_id]) for a in objects]
+            masks = [objects[k]["segmentation"] for k in masked]
+            # With the crowd flag, the COCO code divides the intersection by the box's area.
+            shares = mask_util.iou(boxes, masks, [1] * len(masks))
+            shares[masked, range(len(masked))] = 0  # of an object with itself
+            overlaps = shares.max(axis=1)
+            found |= {
+                (image_id, a["id"])
+                for a, overlap in zip(objects, overlaps, strict=True)
+                if overlap >= threshold
+            }
+        return found
 
     def check_predictions(self, detections: list[dict]) -> None:
         """Make sure that predictions are of this data set's images, sizes and categories.

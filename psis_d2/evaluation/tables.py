@@ -7,7 +7,13 @@ from psis_d2.evaluation.ground_truth import GroundTruth
 
 from tabulate import tabulate
 
-_KINDS = {"bbox": "boxes", "segm": "masks", "gtbox": "masks in given boxes"}
+_KINDS = {
+    "bbox": "boxes",
+    "segm": "masks",
+    "segm_overlapped": "masks of overlapped objects",
+    "gtbox": "masks in given boxes",
+    "gtbox_overlapped": "masks of overlapped objects in given boxes",
+}
 
 
 def format_results(results: Mapping) -> str:

@@ -7,13 +7,13 @@ Legend: R regions of the whole batch, S sampled proposals, C channels, P pooler 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from psis_d2.modeling.mask_targets import crop_masks
+from psis_d2.modeling.mask_targets import box_cells, crop_images, crop_masks
 
 import torch
 from detectron2.layers import cat
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 
@@ -56,6 +56,8 @@ class RegionContext:
     """Training, and only for heads with ``uses_sampled``."""
     wide_frames: list[Boxes] | None = None
     """What features and masks cover, for heads with ``looks_around``; else that is the boxes."""
+    images: ImageList | None = None
+    """Training, and only for heads with ``uses_images``: the model's normalised input."""
 
     def __len__(self) -> int:
         """Number of regions R."""
@@ -83,6 +85,34 @@ class RegionContext:
         """bool [R]: whether the region's object is mask-annotated (training)."""
         return cat([regions.gt_has_mask for regions in self.regions])
 
+    @property
+    def object_boxes(self) -> list[Boxes]:
+        """The annotated box of each region's object, one entry an image (training)."""
+        return [
+            target.gt_boxes[regions.gt_index]
+            for regions, target in zip(self.regions, self.targets, strict=True)
+        ]
+
+    def select(self, keep: Tensor) -> "RegionContext":
+        """The context of some of the regions; what is not a region's own stays as it is.
+
+        Args:
+            keep: bool [R].
+        """
+        keeps = keep.split([len(regions) for regions in self.regions])
+        sampled, wide_frames = self.sampled, self.wide_frames
+        if sampled is not None and sampled.rows is not None:
+            sampled = replace(sampled, rows=sampled.rows[keep])
+        if wide_frames is not None:
+            wide_frames = [x[k] for x, k in zip(wide_frames, keeps, strict=True)]
+        return replace(
+            self,
+            regions=[x[k] for x, k in zip(self.regions, keeps, strict=True)],
+            features=self.features[keep],
+            sampled=sampled,
+            wide_frames=wide_frames,
+        )
+
     def mask_targets(self, size: int) -> Tensor:
         """Annotated masks cut out by the regions' frames (training).
 
@@ -98,3 +128,41 @@ class RegionContext:
             if len(regions)
         ]
         return cat(crops) if crops else torch.zeros(0, size, size, device=self.features.device)
+
+    def annotated_cells(self, size: int) -> Tensor:
+        """Where a region's frame shows any mask-annotated object of its image (training).
+
+        Args:
+            size: side of the result in cells.
+
+        Returns:
+            bool [R, size, size], a cell counting as in :meth:`mask_targets`. Masks without
+            ``gt_has_mask`` are not read.
+        """
+        crops = []
+        for regions, target, frames in zip(self.regions, self.targets, self.frames, strict=True):
+            masks = target.gt_masks.tensor[target.gt_has_mask] if len(target) else ()
+            if len(regions) == 0 or len(masks) == 0:
+                crops.append(self.features.new_zeros(len(regions), size, size, dtype=torch.bool))
+                continue
+            # One crop of their union: of two masks that share a cell, none may have half of it.
+            union = masks.any(dim=0, keepdim=True)
+            crops.append(crop_masks(union, torch.zeros_like(regions.gt_index), frames, size) > 0)
+        return cat(crops)
+
+    def object_cells(self, size: int) -> Tensor:
+        """The cells of a region's frame that lie in its object's annotated box (training).
+
+        Returns:
+            bool [R, size, size], see :func:`~psis_d2.modeling.mask_targets.box_cells`.
+        """
+        boxes, frames = (cat([x.tensor for x in y]) for y in (self.object_boxes, self.frames))
+        return box_cells(boxes, frames, size)
+
+    def image_crops(self, size: int) -> Tensor:
+        """The images cut out by the regions' frames (training, heads with ``uses_images``).
+
+        Returns:
+            float32 [R, 3, size, size], normalised as the model's input.
+        """
+        return crop_images(self.images.tensor, self.frames, size)

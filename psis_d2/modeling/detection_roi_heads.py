@@ -71,7 +71,7 @@ class DetectionROIHeads(PartialROIHeads):
         if not self.mask_on:
             return proposals, {}
         sampled = self.label_and_sample_proposals(proposals, targets)
-        return sampled, self.mask_head(self._training_context(features, sampled, targets))
+        return sampled, self.mask_head(self._training_context(images, features, sampled, targets))
 
     @torch.no_grad()
     def label_and_sample_proposals(

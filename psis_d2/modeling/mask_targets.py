@@ -30,6 +30,42 @@ def crop_masks(masks: Tensor, index: Tensor, boxes: Boxes, size: int) -> Tensor:
 
 
 @torch.no_grad()
+def crop_images(images: Tensor, boxes: list[Boxes], size: int) -> Tensor:
+    """Cut boxes out of images, a cell being the mean of what it covers.
+
+    Args:
+        images: float [N, C, H, W].
+        boxes: one entry an image, R boxes in all, XYXY pixels.
+        size: side of the result in cells.
+
+    Returns:
+        float32 [R, C, size, size]; outside of the images it is 0.
+    """
+    index = torch.cat([x.tensor.new_full((len(x), 1), n) for n, x in enumerate(boxes)])
+    rois = torch.cat([index, torch.cat([x.tensor for x in boxes])], dim=1)
+    align = ROIAlign((size, size), 1.0, 0, aligned=True)
+    return align(images.to(dtype=torch.float32), rois.to(dtype=torch.float32))
+
+
+@torch.no_grad()
+def box_cells(boxes: Tensor, frames: Tensor, size: int) -> Tensor:
+    """The cells of frames whose centres lie in boxes, edges included.
+
+    Args:
+        boxes: float [R, 4], XYXY pixels.
+        frames: float [R, 4], each divided into `size` x `size` cells.
+        size: cells of a side.
+
+    Returns:
+        bool [R, size, size].
+    """
+    steps = (torch.arange(size, dtype=frames.dtype, device=frames.device) + 0.5) / size
+    centres = frames[:, None, :2] + steps[:, None] * (frames[:, 2:] - frames[:, :2])[:, None]
+    inside = (centres >= boxes[:, None, :2]) & (centres <= boxes[:, None, 2:])
+    return inside[:, :, None, 1] & inside[:, None, :, 0]
+
+
+@torch.no_grad()
 def boundary_targets(masks: Tensor, width: int) -> Tensor:
     """The band along the contours of cropped masks.
 

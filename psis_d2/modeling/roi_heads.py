@@ -97,7 +97,8 @@ class PartialROIHeads(StandardROIHeads):
         sampled = self.label_and_sample_proposals(proposals, targets)
         losses = self._forward_box(features, sampled) if self._uses_box_branch() else {}
         if self.mask_on:
-            losses.update(self.mask_head(self._training_context(features, sampled, targets)))
+            context = self._training_context(images, features, sampled, targets)
+            losses.update(self.mask_head(context))
         return sampled, losses
 
     @torch.no_grad()
@@ -163,7 +164,11 @@ class PartialROIHeads(StandardROIHeads):
         return [self.mask_head.frames(x.get(field), x.image_size) for x in instances]
 
     def _training_context(
-        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        sampled: list[Instances],
+        targets: list[Instances],
     ) -> RegionContext:
         pool = self._pool_from(features)
         annotated_only = self.mask_head.trains_on == "annotated"
@@ -195,6 +200,7 @@ class PartialROIHeads(StandardROIHeads):
             targets=targets,
             sampled=samples,
             wide_frames=frames if self.mask_head.looks_around else None,
+            images=images if self.mask_head.uses_images else None,
         )
 
     def _trainable(self, instances: Instances, annotated_only: bool) -> Tensor:

@@ -1,7 +1,8 @@
 """Operators with compiled kernels, each with a PyTorch twin.
 
 Every op has one file here, named like its files in ``csrc/``; :mod:`psis_d2.ops.reference` holds
-the twins. Which one runs is decided per device: see :func:`op_paths`.
+the twins. Which one runs is decided per device: see :func:`op_paths`. ``mean_field`` is plain
+PyTorch alone.
 """
 
 from psis_d2.ops._extension import (
@@ -12,6 +13,7 @@ from psis_d2.ops._extension import (
     without_kernels,
 )
 from psis_d2.ops.affinity_attention import affinity_attention
+from psis_d2.ops.mean_field import mean_field
 from psis_d2.ops.message_passing import message_passing
 from psis_d2.ops.shape_prior_blend import shape_prior_blend
 
@@ -20,6 +22,7 @@ __all__ = [
     "build_info",
     "has_extension",
     "load_error",
+    "mean_field",
     "message_passing",
     "op_paths",
     "shape_prior_blend",

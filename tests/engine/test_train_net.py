@@ -58,7 +58,8 @@ def test_shape_priors_are_made_by_the_way(data, tmp_path):
     options = ["TEST.BOXES", "gt", "TEST.BOX_SHRINK", 0.75, "PSIS.SHAPEMASK.NUM_PRIORS", 3]
     train_net.invoke_main(command_line(data, tmp_path, *options, config="shapemask_shapes"))
     results = json.loads((tmp_path / "results.json").read_text())
-    tasks = {"gtbox_seen", "shrunk_gtbox_seen"}
+    tasks = {"gtbox_seen", "gtbox_overlapped_seen"}
+    tasks |= {f"shrunk_{task}" for task in tasks}
     assert {name for name in results if name.endswith("_seen")} == tasks
     (tmp_path / "shape_priors.npz").unlink()
     weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]

@@ -2,6 +2,7 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
+from psis_d2.modeling.mask_heads.base import RegionRegulariser
 from psis_d2.modeling.roi_heads import MASK_TRAIN_BOXES, jitter_boxes
 
 import pytest
@@ -13,8 +14,10 @@ from model_builders import (
     CPMASK,
     HOURGLASS,
     MASKX,
+    MLP,
     SHAPEMASK,
     SHAPEPROP,
+    TEACHER_STUDENT,
     annotated_boxes,
     flip_masks,
     partial_batch,
@@ -29,6 +32,7 @@ HEADS = {
     "hourglass": HOURGLASS,
     "shapemask": SHAPEMASK,
     "cpmask": CPMASK,
+    "teacher_student": TEACHER_STUDENT,
 }
 MIXED = [[True, False, True], [False, True]]
 
@@ -56,13 +60,20 @@ def test_garbage_in_unseen_masks_changes_no_loss(head, boxes):
 def test_batch_without_masks_trains_every_parameter(head, boxes, has_mask):
     model = tiny_model(*head, "PSIS.MASK_TRAIN_BOXES", boxes)
     losses = training_losses(model, partial_batch(has_mask))
-    assert losses["loss_mask"].item() == 0
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    trunk = model.roi_heads.mask_head.trunk.parameters()
-    assert all(p.grad.eq(0).all() for p in trunk)
+    head_module = model.roi_heads.mask_head
+    if head_module.trains_on == "foreground" and any(has_mask):
+        # regions without a mask are learned from, though not by a part that learns from masks
+        assert losses["loss_mask"].item() > 0
+        assert losses["loss_mask_teacher"].item() == 0
+        head_module = head_module.teacher
+    else:
+        assert losses["loss_mask"].item() == 0
+    trunk = [p for name, p in head_module.named_parameters() if "trunk." in name]
+    assert trunk and all(p.grad.eq(0).all() for p in trunk)
 
 
 def regions_of(model, batch):
@@ -154,13 +165,16 @@ def test_channel_dropout_acts_in_training_only(head):
     plain = training_losses(tiny_model(*head), batch)["loss_mask"]
     noisy_model = tiny_model(*head, "PSIS.ROI_CHANNEL_DROPOUT", 0.5)
     assert not torch.equal(training_losses(noisy_model, batch)["loss_mask"], plain)
-    regularise = noisy_model.roi_heads.mask_head.regularise
-    x = torch.randn(3, 16, 14, 14)
-    dropped = regularise(x)
-    zero = dropped.eq(0).all(dim=(2, 3))
-    assert zero.any()
-    assert torch.allclose(dropped[~zero], 2 * x[~zero])
-    assert torch.equal(regularise.eval()(x), x)
+    modules = noisy_model.roi_heads.mask_head.modules()
+    regularisers = [m for m in modules if isinstance(m, RegionRegulariser)]
+    assert regularisers
+    for regularise in regularisers:
+        x = torch.randn(3, 16, 14, 14)
+        dropped = regularise(x)
+        zero = dropped.eq(0).all(dim=(2, 3))
+        assert zero.any()
+        assert torch.allclose(dropped[~zero], 2 * x[~zero])
+        assert torch.equal(regularise.eval()(x), x)
 
 
 def test_feature_drop_takes_whole_regions_unscaled():
@@ -189,6 +203,15 @@ def test_more_convolutions_make_a_deeper_head():
         return sum(isinstance(m, torch.nn.Conv2d) for m in model.roi_heads.mask_head.modules())
 
     assert convs(tiny_model("MODEL.ROI_MASK_HEAD.NUM_CONV", 8)) - convs(tiny_model()) == 4
+
+
+def test_more_upsamplings_make_larger_masks():
+    model = tiny_model("PSIS.FCN_UPSAMPLINGS", 2, *MLP)
+    head = model.roi_heads.mask_head
+    context = regions_of(model, partial_batch(MIXED))
+    assert head.predict(context).shape == (len(context), 1, 56, 56)
+    with pytest.raises(UserError, match="FCN_UPSAMPLINGS is 0; it must be at least 1"):
+        tiny_model("PSIS.FCN_UPSAMPLINGS", 0)
 
 
 def test_class_specific_head_has_an_output_for_each_class():

@@ -7,4 +7,5 @@ from psis_d2.modeling.mask_heads import (  # noqa: F401
     maskx,
     shapemask,
     shapeprop,
+    teacher_student,
 )

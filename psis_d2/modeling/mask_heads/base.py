@@ -16,6 +16,9 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+# What a head may ask the ROI heads to prepare: one made of others asks for all that they ask for.
+REQUESTS = ("uses_sampled", "uses_images", "needs_box_predictor")
+
 
 class RegionRegulariser(nn.Module):
     """Noise on the RoI features that enter a mask head's trunk, in training only.
@@ -49,15 +52,17 @@ class RegionMaskHead(nn.Module):
 
     trains_on: ClassVar[str] = "annotated"
     """"annotated": training regions are foreground with a mask; "foreground": all foreground."""
-    uses_sampled: ClassVar[bool] = False
+    uses_sampled: bool = False
     """Whether training needs the pooled features of all sampled proposals, background included."""
+    uses_images: bool = False
+    """Whether training needs the images."""
     needs_box_predictor: bool = False
     """Whether the head reads ``RegionContext.box_predictor``, which one-stage detectors lack."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
     can_fuse_mlp: ClassVar[bool] = False
     """Whether the head adds an MLP's logits where ``PSIS.MLP_BRANCH`` asks for it."""
-    looks_around: ClassVar[bool] = False
+    looks_around: bool = False
     """Whether features and masks cover :meth:`frames` instead of the regions' boxes."""
     canonical_frame: int = 224
     """Side in pixels of the smallest frame that is pooled from P4: one of half the side is pooled

@@ -1,0 +1,306 @@
+"""Teacher and student mask heads (Zhao et al., "Rethinking Mask Heads").
+
+Two heads on the same RoI features (paper sec. 4). The *teacher* is class-agnostic and learns from
+the regions whose object has a mask, with the losses that it has by itself. The *student* is
+class-specific and learns from all foreground regions: from true masks where there are some, from
+the teacher's post-processed predictions where there are none (Eq. 4 to 6). Both heads may be any of
+the registry. At test time there is the student alone.
+
+Pseudo masks carry no gradient, to the teacher or to the student; features learn from both heads.
+The paper does not say which mode the teacher predicts in. Here it is that of a test: without
+dropout, and with the running statistics of batch norms, which mask-annotated regions alone make.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from psis_d2.errors import UserError, check_choice
+from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.losses import select_class, zero_loss
+from psis_d2.modeling.mask_heads.base import REQUESTS, RegionMaskHead
+from psis_d2.ops import mean_field
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.structures import Boxes
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+POSTPROCESSINGS = ("threshold", "crf", "interaction")
+STUDENT_CHANNELS = ("own_class", "all")
+
+
+def resize_map(maps: Tensor, side: int) -> Tensor:
+    """Soft masks in cells of another size.
+
+    Smaller: a cell is the mean of the cells that it covers; larger: bilinear between their centres.
+
+    Args:
+        maps: float [R, 1, M, M].
+        side: of the result.
+
+    Returns:
+        float [R, 1, side, side].
+    """
+    if maps.shape[-1] >= side:
+        return F.adaptive_avg_pool2d(maps, side)
+    return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """The post-processing of the teacher's predictions, sigma in Eq. 4 (paper sec. 4.2 and 5.1).
+
+    Args:
+        kind: "threshold"; "crf", then threshold; "interaction", the mean of the teacher's
+            probability and the student's of the annotated class, then threshold.
+        threshold: least probability of foreground.
+        cleaning: make background of what lies in a mask-annotated object of the image, or outside
+            of the region's annotated box.
+        crf: settings of :func:`psis_d2.ops.mean_field`.
+        pixel_std: what the channels of the model's input were divided by; the CRF's colours are
+            what they were before.
+    """
+
+    kind: str = "interaction"
+    threshold: float = 0.5
+    cleaning: bool = True
+    crf: Mapping[str, float] = field(default_factory=dict)
+    pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
+
+    @torch.no_grad()
+    def __call__(self, context: RegionContext, teacher: Tensor, student: Tensor) -> Tensor:
+        """Targets for regions without a mask.
+
+        Args:
+            context: R of these regions.
+            teacher: float [R, N, N], logits. For another side than M see :func:`resize_map`: the
+                probabilities are brought to the student's cells before anything else.
+            student: float [R, M, M], logits of the annotated class.
+
+        Returns:
+            float32 [R, M, M] of 0 and 1.
+        """
+        side = student.shape[-1]
+        probability = resize_map(teacher.float().sigmoid()[:, None], side)
+        if self.kind == "crf":
+            std = probability.new_tensor(self.pixel_std).view(-1, 1, 1)
+            probability = mean_field(probability, context.image_crops(side) * std, **self.crf)
+        elif self.kind == "interaction":
+            probability = (probability + student.float().sigmoid()[:, None]) / 2
+        masks = probability[:, 0] >= self.threshold
+        if self.cleaning:
+            masks &= context.object_cells(side) & ~context.annotated_cells(side)
+        return masks.float()
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class TeacherStudentMaskHead(RegionMaskHead):
+    """A class-specific student beside a class-agnostic teacher.
+
+    The student's loss is the binary cross-entropy, averaged over the cells of a region and then
+    over all foreground regions, those with a pseudo mask counting as much as the others (times
+    `pseudo_weight`). With `channels` "all" the cross-entropies of a cell's channels are summed, so
+    that the region's own class weighs the same in both. What further losses the student's kind of
+    head has are not used.
+
+    The teacher decides what features and masks cover.
+
+    Args:
+        teacher: class-agnostic; its losses get the suffix ``_teacher``.
+        student: with a mask for each class, or one that is its class's own.
+        num_classes: number of foreground classes K.
+        pseudo_masks: the post-processing.
+        channels: "own_class": only the channel of the region's class learns; "all": all do, the
+            target of the other classes' is empty (Eq. 3).
+        warm_start: iterations in which the student learns from true masks only; regions without are
+            then left out of the average.
+        teacher_weight, student_weight: factors of all losses of the two.
+        pseudo_weight: factor of the loss of a region with a pseudo mask.
+        student_only: forget the teacher; such a model can only be tested.
+    """
+
+    trains_on = "foreground"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        teacher: RegionMaskHead,
+        student: RegionMaskHead,
+        num_classes: int,
+        pseudo_masks: PseudoMasks,
+        channels: str = "own_class",
+        warm_start: int = 0,
+        teacher_weight: float = 1.0,
+        student_weight: float = 1.0,
+        pseudo_weight: float = 1.0,
+        student_only: bool = False,
+    ):
+        super().__init__(loss_weight=student_weight)
+        self.regularise = nn.Identity()  # both heads have their own
+        self.teacher = None if student_only else teacher
+        self.student = student
+        self.num_classes = num_classes
+        self.pseudo_masks = pseudo_masks
+        self.channels = channels
+        self.warm_start = warm_start
+        self.teacher_weight = teacher_weight
+        self.pseudo_weight = pseudo_weight
+
+        self.looks_around = teacher.looks_around
+        self.canonical_frame = teacher.canonical_frame
+        self._frames = teacher.frames  # which the student keeps when the teacher is gone
+        heads = [student] if student_only else [teacher, student]
+        for request in REQUESTS:
+            setattr(self, request, any(getattr(head, request) for head in heads))
+        self.uses_images |= pseudo_masks.kind == "crf"
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        node = cfg.PSIS.TEACHER_STUDENT
+        check_choice("PSIS.TEACHER_STUDENT.POSTPROCESS", node.POSTPROCESS, POSTPROCESSINGS)
+        check_choice(
+            "PSIS.TEACHER_STUDENT.STUDENT_CHANNELS", node.STUDENT_CHANNELS, STUDENT_CHANNELS
+        )
+        # A teacher that only says what the student sees has no need of weights.
+        with torch.device("meta") if node.STUDENT_ONLY else contextlib.nullcontext():
+            teacher = _build_head(cfg, input_shape, "TEACHER", class_agnostic=True)
+        crf = {
+            key.removeprefix("CRF_").lower(): value
+            for key, value in node.items()
+            if key.startswith("CRF_")
+        }
+        return {
+            "teacher": teacher,
+            "student": _build_head(cfg, input_shape, "STUDENT", class_agnostic=False),
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "pseudo_masks": PseudoMasks(
+                node.POSTPROCESS, node.THRESHOLD, node.CLEANING, crf, tuple(cfg.MODEL.PIXEL_STD)
+            ),
+            "channels": node.STUDENT_CHANNELS,
+            "warm_start": node.WARM_START,
+            "teacher_weight": node.TEACHER_WEIGHT,
+            "student_weight": node.STUDENT_WEIGHT,
+            "pseudo_weight": node.PSEUDO_WEIGHT,
+            "student_only": node.STUDENT_ONLY,
+        }
+
+    def frames(self, boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
+        """The teacher's, see :class:`RegionMaskHead`."""
+        return self._frames(boxes, image_size)
+
+    def predict(self, context: RegionContext) -> Tensor:
+        """The student's mask logits."""
+        return self.student.predict(context)
+
+    def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
+        """The student's, see :class:`RegionMaskHead`."""
+        return self.student.heat_maps(context)
+
+    def losses(self, context: RegionContext) -> dict[str, Tensor]:
+        """``loss_mask``, the student's, and the teacher's, ``loss_mask_teacher`` among them.
+
+        Logs ``pseudo_masks/foreground``, the share of foreground in the batch's pseudo masks: near
+        0 or 1, the student learns to mark nothing or to fill boxes.
+        """
+        if self.teacher is None:
+            raise UserError(
+                "PSIS.TEACHER_STUDENT.STUDENT_ONLY True builds a model without a teacher, which "
+                "cannot be trained; set it to False."
+            )
+        annotated = context.select(context.has_mask)
+        losses = {
+            f"{name}_teacher": self.teacher_weight * loss
+            for name, loss in self.teacher.losses(annotated).items()
+        }
+        warming_up = self.warm_start > 0 and get_event_storage().iter < self.warm_start
+        losses["loss_mask"] = self.student_loss(annotated if warming_up else context)
+        return losses
+
+    def student_loss(self, context: RegionContext) -> Tensor:
+        """The weighted loss of the student on R >= 0 regions, connected to all its parameters."""
+        loss = zero_loss(self.student)
+        if len(context) == 0:
+            return loss
+        logits = self.student.predict(context)
+        if self.channels == "all" and logits.shape[1] != self.num_classes:
+            raise UserError(
+                f"PSIS.TEACHER_STUDENT.STUDENT_CHANNELS all needs a mask of every class, and "
+                f"{type(self.student).__name__} predicts {logits.shape[1]} a region; set it to "
+                "own_class, or PSIS.TEACHER_STUDENT.STUDENT to another head."
+            )
+        targets = self.targets(context, logits)
+        own = select_class(logits, context.classes).float()
+        if self.channels == "all":
+            # The cross-entropy with target t is softplus(x) - x t, and t is 0 but for one channel.
+            cells = F.softplus(logits.float()).sum(dim=1) - own * targets
+        else:
+            cells = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
+        weights = torch.where(context.has_mask, 1.0, self.pseudo_weight)
+        return loss + self.loss_weight * (cells.mean(dim=(1, 2)) * weights).mean()
+
+    @torch.no_grad()
+    def targets(self, context: RegionContext, logits: Tensor) -> Tensor:
+        """What the student is to predict in the channel of each region's class (Eq. 4).
+
+        Args:
+            context: R > 0 regions.
+            logits: float [R, K, M, M], what it does predict.
+
+        Returns:
+            float32 [R, M, M] of 0 and 1.
+        """
+        side = logits.shape[-1]
+        seen = context.has_mask
+        targets = torch.zeros(len(context), side, side, device=logits.device)
+        targets[seen] = context.select(seen).mask_targets(side)
+        if not seen.all():
+            unseen = context.select(~seen)
+            classes = unseen.classes
+            with _as_in_tests(self.teacher):
+                taught = select_class(self.teacher.predict(unseen), classes)
+            own = select_class(logits[~seen], classes)
+            targets[~seen] = pseudo = self.pseudo_masks(unseen, taught, own)
+            get_event_storage().put_scalar("pseudo_masks/foreground", pseudo.mean().item())
+        return targets
+
+
+@contextlib.contextmanager
+def _as_in_tests(module: nn.Module) -> Iterator[None]:
+    """While it lasts, the module and its parts are in eval mode."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _build_head(cfg, input_shape, role: str, class_agnostic: bool) -> RegionMaskHead:
+    """The head that ``PSIS.TEACHER_STUDENT.<role>`` names, from its own config."""
+    key = f"PSIS.TEACHER_STUDENT.{role}"
+    kinds = {
+        name: kind
+        for name, kind in ROI_MASK_HEAD_REGISTRY
+        if issubclass(kind, RegionMaskHead) and kind is not TeacherStudentMaskHead
+    }
+    name, options = (cfg.PSIS.TEACHER_STUDENT[x] for x in (role, f"{role}_OPTS"))
+    check_choice(key, name, kinds)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_MASK_HEAD.NAME = name
+    cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = class_agnostic
+    try:
+        cfg.merge_from_list(list(options))
+    except (KeyError, ValueError, AssertionError) as error:  # as yacs turns options down
+        reason = str(error.args[0] if error.args else error).rstrip(".")
+        raise UserError(
+            f"{key}_OPTS is {list(options)}, which cannot be used ({reason}); give keys of the "
+            "config and their values by turns."
+        ) from error
+    return kinds[name](cfg, input_shape)

@@ -1,0 +1,84 @@
+"""A teacher-student model goes on without its teacher, from the command line."""
+
+import json
+
+import psis_d2  # noqa: F401
+
+import pytest
+import torch
+import train_net
+import yaml
+
+from tiny_data import command_line, write_tiny_data
+from tool_scripts import load_tool
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+TASKS = ("TEST.BOXES", "both")
+
+
+def run(line):
+    return train_net.main(train_net.parse_arguments(line))
+
+
+def tool_line(line, output):
+    """The flags of train_net.py that the tool has, and its own."""
+    start = line.index("--num-gpus")
+    return ["--output", str(output), *line[:start], *line[start + 2 :]]
+
+
+def test_export_and_use(tmp_path, capsys):
+    data = write_tiny_data(tmp_path / "data")
+    config = {"config": "teacher_student_shapes"}
+    run(command_line(data, tmp_path / "train", *TASKS, **config))
+    trained = json.loads((tmp_path / "train" / "results.json").read_text())
+    metrics = (tmp_path / "train" / "metrics.json").read_text()
+    assert "loss_mask_teacher" in metrics and "pseudo_masks/foreground" in metrics
+    weights = tmp_path / "train" / "model_final.pth"
+
+    tool = load_tool("export_student")
+    output = tmp_path / "exported" / "student.pth"
+    line = command_line(data, tmp_path / "x", *TASKS, "MODEL.WEIGHTS", weights, **config)
+    tool.main(tool_line(line, output))
+    assert "student.yaml --eval-only" in capsys.readouterr().out
+    before = torch.load(weights, weights_only=True)
+    after = torch.load(output, weights_only=True)
+    assert after.keys() == {"model", "psis_d2"}
+    dropped = before["model"].keys() - after["model"].keys()
+    assert dropped and all(name.startswith("roi_heads.mask_head.teacher.") for name in dropped)
+    assert not any("teacher" in name for name in after["model"])
+    assert all(torch.equal(x, before["model"][name]) for name, x in after["model"].items())
+    assert [p.name for p in sorted(output.parent.iterdir())] == ["student.pth", "student.yaml"]
+
+    written = output.with_suffix(".yaml")
+    assert yaml.safe_load(written.read_text())["MODEL"]["WEIGHTS"] == str(output)
+    flags = [f"--{split}-{kind}" for split in ("train", "val") for kind in ("json", "images")]
+    files = [x for flag in flags for x in (flag, data[flag.split("-")[-1]])]
+    base = ["--eval-only", "--num-gpus", "0", "--config-file", str(written), *files]
+    run([*base, "OUTPUT_DIR", str(tmp_path / "again")])
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == trained
+
+    # what has been exported has nothing to leave out
+    line[line.index("MODEL.WEIGHTS") + 1] = str(output)
+    assert "has no teacher" in refuses(tool, tool_line(line, tmp_path / "twice.pth"), capsys)
+
+
+def refuses(tool, line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool.main(line)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_cannot_be_exported(tmp_path, capsys):
+    data = write_tiny_data(tmp_path / "data")
+    tool = load_tool("export_student")
+    config = {"config": "teacher_student_shapes"}
+    line = command_line(data, tmp_path / "x", **config)
+    assert "add MODEL.WEIGHTS FILE" in refuses(tool, tool_line(line, tmp_path / "a.pth"), capsys)
+    assert "ends in .pth" in refuses(tool, tool_line(line, tmp_path / "a.pt"), capsys)
+    line += ["MODEL.WEIGHTS", str(tmp_path / "none.pth")]
+    assert "none.pth does not exist" in refuses(tool, tool_line(line, tmp_path / "a.pth"), capsys)
+    torch.save({"model": {}}, tmp_path / "none.pth")
+    sentence = refuses(tool, tool_line(line, tmp_path / "a.pth"), capsys)
+    assert "has no weights for backbone" in sentence
+    assert not (tmp_path / "a.pth").exists()
