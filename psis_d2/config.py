@@ -93,6 +93,8 @@ def add_psis_config(cfg: CN) -> None:
     _add_nasfpn_config(cfg)
     _add_teacher_student_config(cfg)
 
+    _add_condinst_config(cfg)
+
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
     cfg.SOLVER.OPTIMIZER = "SGD"
 
@@ -382,3 +384,50 @@ def _add_teacher_student_config(cfg: CN) -> None:
     node.CRF_BILATERAL_WEIGHT = 10.0
     node.CRF_BILATERAL_SIGMA = 80.0
     node.CRF_COLOUR_SIGMA = 13.0
+
+
+def _add_condinst_config(cfg: CN) -> None:
+    """CondInst (Tian et al., ECCV 2020) and BoxInst (Tian et al., CVPR 2021).
+
+    ``MODEL.META_ARCHITECTURE`` is CondInst. "released code" is AdelaiDet's.
+    """
+    node = cfg.PSIS.CONDINST = CN()
+    # masks: CondInst, on mask-annotated objects alone | boxes: BoxInst, which reads no mask |
+    # mixed: CondInst's loss where there is a mask, BoxInst's where there is none.
+    node.SUPERVISION = "masks"
+    # Feature maps of the mask branch, from high to low resolution; masks are made at the first's.
+    node.IN_FEATURES = ["p3", "p4", "p5"]
+    # Width, number of convolutions and norm of the mask branch (released code) ...
+    node.BRANCH_DIM = 128
+    node.BRANCH_CONVS = 4
+    node.BRANCH_NORM = "BN"
+    # ... and the channels that it ends in (CondInst: 8, BoxInst: 16).
+    node.CHANNELS = 8
+    # Layers of an instance's own network and channels between them (released code).
+    node.HEAD_LAYERS = 3
+    node.HEAD_DIM = 8
+    # Resolution of masks and their losses, in that of the mask branch (released code).
+    node.UPSAMPLING = 2
+    # Locations an image that train masks, shared out evenly among its objects, the best-scored of
+    # each (BoxInst); 0 = all positive ones (CondInst).
+    node.LOCATIONS_PER_IMAGE = 64
+    # Of these, no more than so many in a process, drawn at random; 0 = all (released code: 500).
+    node.MAX_INSTANCES = 500
+    # So many have masks in memory at a time, for the gradient they are made twice; 0 = all.
+    node.INSTANCES_AT_A_TIME = 64
+    # Distance of the eight neighbours that a pixel is paired with, at the masks' resolution.
+    node.PAIRWISE_DILATION = 2
+    # Pairs whose colours are at least so similar belong together (BoxInst).
+    node.COLOR_THRESHOLD = 0.3
+    # Iterations in which their loss grows to its full weight (BoxInst's released code).
+    node.PAIRWISE_WARMUP = 10000
+    # Rows of the original image that are left out of pairs: captions (BoxInst's released code).
+    node.BOTTOM_PIXELS = 10
+    # Warn when masks on average fill more of their boxes, after the warm-up.
+    node.COLLAPSE_FILL = 0.95
+    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads).
+    node.STUDENT = False
+    # Its masks of objects without any: threshold (Eq. 4's first) | interaction (the paper's best).
+    node.PSEUDO_MASKS = "interaction"
+    # From which iteration on they are used (the paper names none: from the first).
+    node.PSEUDO_START = 0

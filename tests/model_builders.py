@@ -28,6 +28,13 @@ HOURGLASS = (
 )
 TEACHER_STUDENT = ("MODEL.ROI_MASK_HEAD.NAME", "TeacherStudentMaskHead")
 
+CONDINST = (
+    *("MODEL.META_ARCHITECTURE", "CondInst", "MODEL.PROPOSAL_GENERATOR.NAME", "FCOS"),
+    *("PSIS.FCOS.IN_FEATURES", ["p3", "p4"], "PSIS.FCOS.REGRESSION_LIMITS", [32]),
+    *("PSIS.FCOS.TOWER_CONVS", 1, "PSIS.CONDINST.BRANCH_DIM", 16),
+    *("PSIS.CONDINST.SUPERVISION", "mixed", "PSIS.CONDINST.INSTANCES_AT_A_TIME", 8),
+)
+
 _FOLDER = tempfile.TemporaryDirectory()
 
 
@@ -139,3 +146,27 @@ def training_losses(model: torch.nn.Module, batch: list[dict], seed: int = 0) ->
     torch.manual_seed(seed)
     with EventStorage():
         return model(batch)
+
+
+def condinst_model(config: str = "boxinst_mixed", *options, seed: int = 0) -> torch.nn.Module:
+    """A tiny model of a CondInst quick config; options are KEY, VALUE, ... of PSIS.CONDINST.
+
+    The pairwise loss has its full weight from the first iteration on.
+    """
+    keys = [f"PSIS.CONDINST.{x}" if i % 2 == 0 else x for i, x in enumerate(options)]
+    narrow = ("PSIS.CONDINST.BRANCH_DIM", 16, "PSIS.CONDINST.PAIRWISE_WARMUP", 0)
+    return tiny_model(*narrow, *keys, config=f"quick/{config}_shapes.yaml", seed=seed)
+
+
+def dynamic_queries(n: int, images: int = 2, seed: int = 0):
+    """Places of `n` masks on maps of 32 x 32 and 16 x 16 cells, of three classes."""
+    from psis_d2.modeling.condinst.dynamic_filters import Queries
+
+    generator = torch.Generator().manual_seed(seed)
+    return Queries(
+        images=torch.randint(0, images, (n,), generator=generator).sort().values,
+        locations=torch.randint(0, 1280, (n,), generator=generator),
+        centres=40 * torch.rand(n, 2, generator=generator),
+        sizes=torch.tensor([32.0, 64.0])[torch.randint(0, 2, (n,), generator=generator)],
+        classes=torch.randint(0, 3, (n,), generator=generator),
+    )

@@ -44,3 +44,18 @@ def mask_bce(logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
         float scalar.
     """
     return F.binary_cross_entropy_with_logits(select_class(logits, classes), targets)
+
+
+def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:
+    """One minus the Dice coefficient with squared denominators (Milletari et al., 3DV 2016).
+
+    Args:
+        probabilities: float [N, ...].
+        targets: float [N, ...] in [0, 1], of the same shape.
+        eps: added to the denominator; an empty target gives a loss of 1 without gradient.
+
+    Returns:
+        float [N] in [0, 1].
+    """
+    p, t = probabilities.flatten(1), targets.flatten(1)
+    return 1 - 2 * (p * t).sum(dim=1) / ((p * p).sum(dim=1) + (t * t).sum(dim=1) + eps)

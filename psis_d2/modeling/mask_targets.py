@@ -1,4 +1,4 @@
-"""Turn annotated masks into the small targets that RoI mask heads are trained on."""
+"""Turn annotated masks into the small targets that mask heads are trained on."""
 
 import torch
 import torch.nn.functional as F
@@ -92,3 +92,24 @@ def boundary_targets(masks: Tensor, width: int) -> Tensor:
             F.max_pool2d(sides, (1, 3), stride=1, padding=(0, 1)),
         )
     return sides.amin(dim=1)
+
+
+@torch.no_grad()
+def shrink_masks(masks: Tensor, stride: int, size: tuple[int, int], at_a_time: int = 32) -> Tensor:
+    """Masks on a coarser grid: the share of each cell that they cover.
+
+    Args:
+        masks: bool [G, height, width].
+        stride: side of a cell in pixels.
+        size: (H, W) of the grid; cells outside the image are empty.
+        at_a_time: so many masks are converted to float32 in full resolution at once.
+
+    Returns:
+        float32 [G, H, W] in [0, 1]; cells that the image's edge cuts count what there is of them.
+    """
+    result = torch.zeros(len(masks), *size, device=masks.device)
+    for first in range(0, len(masks), at_a_time):
+        part = masks[first : first + at_a_time].to(torch.float32)
+        shrunk = F.avg_pool2d(part[:, None], stride, ceil_mode=True)[:, 0]
+        result[first : first + at_a_time, : shrunk.shape[1], : shrunk.shape[2]] = shrunk
+    return result

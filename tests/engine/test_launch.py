@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from gloo_workers import report_groups, train_with_masks_on_rank_zero
-from model_builders import MASKX, SHAPEPROP
+from model_builders import CONDINST, MASKX, SHAPEPROP
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
     ("head", "part"),
-    [((), ""), (SHAPEPROP, ""), (MASKX, "mask_head")],
-    ids=["fcn", "shapeprop", "maskx-alone"],
+    [((), ""), (SHAPEPROP, ""), (MASKX, "mask_head"), (CONDINST, "")],
+    ids=["fcn", "shapeprop", "maskx-alone", "condinst"],
 )
 def test_a_rank_without_masks_trains_along(tmp_path, head, part):
     launch(train_with_masks_on_rank_zero, num_cpu_processes=2, args=(str(tmp_path), head, part))

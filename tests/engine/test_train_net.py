@@ -68,6 +68,19 @@ def test_shape_priors_are_made_by_the_way(data, tmp_path):
     assert json.loads((tmp_path / "b" / "results.json").read_text()) == results
 
 
+def test_masks_without_regions(data, tmp_path):
+    """The other meta-architecture on the same road: detected, given and shrunk boxes."""
+    options = ["TEST.BOXES", "both", "TEST.BOX_SHRINK", 0.75, "PSIS.CONDINST.BRANCH_DIM", 16]
+    options += ["PSIS.FCOS.SCORE_THRESH_TEST", 0.0]  # two iterations make no confident detector
+    config = "boxinst_teacher_student_shapes"
+    run(command_line(data, tmp_path, *options, config=config))
+    results = json.loads((tmp_path / "results.json").read_text())
+    tasks = {f"{name}_seen" for name in ("segm", "bbox", "gtbox")}
+    assert tasks | {f"shrunk_{name}" for name in tasks} <= results.keys()
+    logged = json.loads((tmp_path / "metrics.json").read_text().splitlines()[0])
+    assert {"loss_student", "masks/box_fill", "masks/positive_pairs"} <= logged.keys()
+
+
 class RecordLosses(HookBase):
     """Keeps every iteration's total loss; interrupts the run before iteration `stop`."""
 

@@ -6,12 +6,18 @@ import psis_d2.modeling  # noqa: F401
 from psis_d2.errors import UserError
 from psis_d2.modeling.detectors.dense import (
     BOX_LOSSES,
+    DensePass,
     DensePredictions,
     ProposalSelection,
     focal_loss,
     select_proposals,
 )
-from psis_d2.modeling.detectors.fcos import assign_locations, box_sides, centerness_targets
+from psis_d2.modeling.detectors.fcos import (
+    assign_locations,
+    box_sides,
+    centerness_targets,
+    locations_in_boxes,
+)
 from psis_d2.modeling.norms import tower_norm
 
 import pytest
@@ -100,6 +106,17 @@ def test_no_object_is_all_background():
     ranges = torch.tensor([[0.0, math.inf]]).expand(len(centres), 2)
     index = assign_locations(centres, strides, ranges, torch.zeros(0, 4), 1.5)
     assert index.eq(-1).all()
+
+
+def test_every_assigned_object_is_one_that_the_location_may_predict():
+    centres, strides, level = (torch.tensor(x) for x in locations(64))
+    ranges = torch.tensor([[0.0, 20.0], [20.0, math.inf]])[level]
+    boxes = torch.tensor([[4.0, 4, 60, 60], [20, 20, 44, 44], [22, 22, 30, 30]])
+    belongs = locations_in_boxes(centres, strides, ranges, boxes, 1.5)
+    index = assign_locations(centres, strides, ranges, boxes, 1.5)
+    assert torch.equal(belongs.any(dim=1), index >= 0)
+    assert belongs.gather(1, index.clamp(min=0)[:, None])[:, 0][index >= 0].all()
+    assert (belongs.sum(dim=1) > 1).any()  # there is something to choose
 
 
 def test_labels_of_a_batch_are_those_of_each_image():
@@ -234,6 +251,77 @@ def test_proposals_are_ranked_suppressed_within_a_class_clipped_and_counted():
     # Of a level, two candidates enter: the one outside and the best one.
     few = select_proposals(boxes_of, scores, (64, 64), ProposalSelection(0.0, 2, 0.6, 10))
     assert few.scores.tolist() == pytest.approx([0.9])
+
+
+def test_proposals_know_their_anchors():
+    """Rows count through the levels; three classes a row do not confuse them."""
+    scores = [torch.zeros(4, 3), torch.zeros(2, 3)]
+    scores[0][2, 1], scores[1][0, 2], scores[1][1, 0] = 0.5, 0.9, 0.7
+    boxes = torch.tensor([[0.0, 0, 9, 9], [10, 0, 19, 9], [20, 0, 29, 9], [30, 0, 39, 9]])
+    found = select_proposals(
+        lambda level, rows: boxes[rows] + 30 * level,
+        scores,
+        (64, 64),
+        ProposalSelection(0.0, 10, 0.6, 10),
+    )
+    assert found.anchor_rows.tolist() == [4, 5, 2]
+
+
+def test_a_pass_hands_out_the_box_tower():
+    fcos = tiny_model(config=FCOS).proposal_generator.eval()
+    maps = {"p3": torch.randn(2, 16, 8, 8), "p4": torch.randn(2, 16, 4, 4)}
+    found = fcos.detect(maps)
+    assert found.losses == {}
+    for level, tower in enumerate(found.predictions.tower):
+        assert torch.equal(tower, fcos.head.bbox_subnet(maps[f"p{level + 3}"]))
+
+
+def dense_pass(fcos):
+    """A pass over one image of 64 pixels: stride 8, then 16; every location predicts its cell."""
+    anchors = fcos.anchor_generator([torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 4, 4)])
+    predictions = DensePredictions(
+        logits=[torch.zeros(1, n, 20) for n in (64, 16)],
+        deltas=[torch.full((1, n, 4), 0.5) for n in (64, 16)],
+        centerness=[torch.zeros(1, n) for n in (64, 16)],
+    )
+    return DensePass(anchors, predictions, {})
+
+
+def test_location_of_a_given_box():
+    fcos = tiny_model(config=FCOS).proposal_generator
+    found = dense_pass(fcos)
+    given, label = [Boxes(torch.tensor([[8.0, 8, 32, 32]]))], [torch.tensor([3])]
+    deltas, logits = found.predictions.deltas[0][0], found.predictions.logits[0][0]
+    # Location (20, 12), row 1 * 8 + 2, predicts the box itself.
+    deltas[10] = torch.tensor([12.0, 4, 12, 20]) / 8
+    assert fcos.locations_for(found, given, label)[0].tolist() == [10]
+    # Its neighbour does, too, and is sure of another class; then of this one.
+    deltas[11] = torch.tensor([20.0, 4, 4, 20]) / 8
+    logits[11, 4] = 2.0
+    assert fcos.locations_for(found, given, label)[0].tolist() == [10]
+    logits[11, 3] = 2.0
+    assert fcos.locations_for(found, given, label)[0].tolist() == [11]
+    # Centerness counts as well.
+    found.predictions.centerness[0][0, 11] = -5.0
+    assert fcos.locations_for(found, given, label)[0].tolist() == [10]
+    # One that may not predict the box does not matter, however well it fits.
+    deltas[63] = torch.tensor([52.0, 52, -28, -28]) / 8
+    logits[63, 3] = 9.0
+    assert fcos.locations_for(found, given, label)[0].tolist() == [10]
+
+
+def test_a_given_box_that_no_location_may_predict_gets_the_nearest():
+    fcos = tiny_model(config=FCOS).proposal_generator
+    boxes = torch.tensor(
+        [
+            [9.0, 9, 11, 11],  # between the centres of stride 8: (12, 12) is nearest, row 9
+            [-60.0, -60, 30, 30],  # of the second level, its centre outside of the image
+        ]
+    )
+    rows = fcos.locations_for(dense_pass(fcos), [Boxes(boxes)], [torch.tensor([0, 0])])[0]
+    assert rows.tolist() == [9, 64]
+    none = fcos.locations_for(dense_pass(fcos), [Boxes(boxes[:0])], [torch.tensor([]).long()])[0]
+    assert none.shape == (0,)
 
 
 def test_no_candidate_gives_no_proposal_with_all_fields():

@@ -2,7 +2,7 @@
 
 import math
 
-from psis_d2.modeling.losses import mask_bce, select_class, zero_loss
+from psis_d2.modeling.losses import dice_loss, mask_bce, select_class, zero_loss
 
 import pytest
 import torch
@@ -31,3 +31,14 @@ def test_zero_loss_reaches_every_trainable_parameter():
     assert loss.item() == 0
     assert all(p.grad.eq(0).all() for p in module.parameters() if p.requires_grad)
     assert module[1].bias.grad is None
+
+
+def test_dice_by_hand():
+    p, t = torch.tensor([[[0.5, 1.0]], [[0.0, 0.0]]]), torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
+    assert dice_loss(p, t).tolist() == pytest.approx([1 - 2 * 0.5 / (1.25 + 1), 1.0], abs=1e-4)
+    assert dice_loss(t, t).tolist() == pytest.approx([0, 0], abs=1e-4)
+    empty = torch.full((1, 4), 0.3, requires_grad=True)
+    loss = dice_loss(empty, torch.zeros(1, 4))
+    loss.sum().backward()
+    assert loss.item() == 1
+    assert empty.grad.eq(0).all()

@@ -1,6 +1,6 @@
 """Mask targets: hand-made cases, and agreement with Detectron2's own cropping."""
 
-from psis_d2.modeling.mask_targets import boundary_targets, crop_masks
+from psis_d2.modeling.mask_targets import boundary_targets, crop_masks, shrink_masks
 
 import pytest
 import torch
@@ -88,3 +88,14 @@ def test_no_boundary_where_the_edge_cuts_the_mask():
     assert boundary_targets(mask, 1)[0].int().tolist() == expected
     assert boundary_targets(torch.ones(1, 5, 5), 1).eq(0).all()
     assert boundary_targets(torch.zeros(1, 5, 5), 2).eq(0).all()
+
+
+def test_shrunk_masks_are_shares_of_cells():
+    masks = torch.zeros(3, 5, 6, dtype=torch.bool)
+    masks[0, :4, :3] = True  # three of four columns of the first cell
+    masks[1, 4, 4] = True  # one of the two pixels that the lower right cell has
+    found = shrink_masks(masks, 4, (3, 2), at_a_time=2)
+    assert found[0].tolist() == [[0.75, 0], [0, 0], [0, 0]]
+    assert found[1].tolist() == [[0, 0], [0, 0.5], [0, 0]]  # the third row is padding
+    assert found[2].eq(0).all()
+    assert shrink_masks(masks[:0], 4, (3, 2)).shape == (0, 3, 2)

@@ -1,6 +1,7 @@
 """What RetinaNet and FCOS share: from dense predictions to scored proposals, and the focal loss.
 
-Legend: N images, A anchors a cell, R anchors of an image over all levels, K classes.
+Legend: N images, A anchors a cell, R anchors of an image over all levels, K classes. An anchor's
+row, in [0, R), counts through the levels from high to low resolution.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,20 @@ class DensePredictions:
     """[N, H * W * A, 4], as the detector's box transform reads them."""
     centerness: list[Tensor] | None = None
     """[N, H * W * A] logits, for detectors that have it."""
+    tower: list[Tensor] | None = None
+    """[N, D, H, W], what the boxes are predicted from, for detectors that hand it out; of the
+    head's own type. Whoever predicts more of a place than its box and class reads it there."""
+
+
+@dataclass(frozen=True)
+class DensePass:
+    """All that a detector computed for a batch, for those who read more than its proposals."""
+
+    anchors: list[Boxes]
+    """H * W * A boxes of each level."""
+    predictions: DensePredictions
+    losses: dict[str, Tensor]
+    """Empty at test time."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +110,11 @@ def select_proposals(
         selection: the limits; its score threshold has been applied to `scores` before.
 
     Returns:
-        ``proposal_boxes``, ``scores`` and ``pred_classes``, by decreasing score.
+        ``proposal_boxes``, ``scores``, ``pred_classes`` and ``anchor_rows`` (int64, the rows of the
+        anchors that they were predicted from), by decreasing score.
     """
-    boxes, values, classes = [], [], []
+    boxes, values, classes, rows = [], [], [], []
+    first = 0
     for level, of_level in enumerate(scores):
         flat = of_level.flatten()
         candidates = (flat > 0).nonzero()[:, 0]
@@ -106,8 +123,14 @@ def select_proposals(
         boxes.append(boxes_of(level, chosen // of_level.shape[1]))
         values.append(top)
         classes.append(chosen % of_level.shape[1])
+        rows.append(first + chosen // of_level.shape[1])
+        first += len(of_level)
     proposals = Instances(
-        image_size, proposal_boxes=Boxes(cat(boxes)), scores=cat(values), pred_classes=cat(classes)
+        image_size,
+        proposal_boxes=Boxes(cat(boxes)),
+        scores=cat(values),
+        pred_classes=cat(classes),
+        anchor_rows=cat(rows),
     )
     proposals.proposal_boxes.clip(image_size)
     proposals = proposals[proposals.proposal_boxes.nonempty()]
@@ -127,7 +150,8 @@ class DenseDetector(nn.Module):
 
     Args:
         head: feature maps to lists, one entry a level, of logits [N, A * K, H, W], box deltas
-            [N, A * 4, H, W] and, if it has that, centerness logits [N, A, H, W].
+            [N, A * 4, H, W] and, if it has them, centerness logits [N, A, H, W] and the maps
+            [N, D, H, W] that boxes are predicted from.
         in_features: names of the feature maps, from high to low resolution.
         anchor_generator, box2box_transform: Detectron2's.
         num_classes: K.
@@ -175,16 +199,24 @@ class DenseDetector(nn.Module):
         Returns:
             Proposals (:func:`select_proposals`) of each image, and the losses (training).
         """
+        found = self.detect(features, gt_instances)
+        selection = self.train_selection if self.training else self.test_selection
+        proposals = self.propose(found.anchors, found.predictions, images.image_sizes, selection)
+        return proposals, found.losses
+
+    def detect(
+        self, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
+    ) -> DensePass:
+        """Predict, and compute the losses in training; arguments as in :meth:`forward`."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         predictions = self._predict(maps)
-        selection = self.train_selection if self.training else self.test_selection
         losses = self.losses(anchors, predictions, gt_instances) if self.training else {}
         if self.training:
             # Maps that only the mask branch pools from have to get a gradient, be it zero, from a
             # batch without masks: distributed training would wait for it.
             losses["loss_cls"] = losses["loss_cls"] + sum(x[:, :0].sum() for x in features.values())
-        return self.propose(anchors, predictions, images.image_sizes, selection), losses
+        return DensePass(anchors, predictions, losses)
 
     def losses(
         self, anchors: list[Boxes], predictions: DensePredictions, targets: list[Instances]
@@ -225,11 +257,11 @@ class DenseDetector(nn.Module):
         return proposals
 
     def _predict(self, maps: list[Tensor]) -> DensePredictions:
-        logits, deltas, *centerness = self.head(maps)
+        logits, deltas, *more = self.head(maps)
+        centerness, tower = more or (None, None)
         return DensePredictions(
             [permute_to_N_HWA_K(x, self.num_classes).float() for x in logits],
             [permute_to_N_HWA_K(x, 4).float() for x in deltas],
-            [permute_to_N_HWA_K(x, 1)[..., 0].float() for x in centerness[0]]
-            if centerness
-            else None,
+            centerness and [permute_to_N_HWA_K(x, 1)[..., 0].float() for x in centerness],
+            tower,
         )

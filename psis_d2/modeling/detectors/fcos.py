@@ -5,11 +5,13 @@ defaults are those of AdelaiDet's FCOS, which CPMask's released code stands on.
 """
 
 import math
+from typing import NamedTuple
 
 from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.detectors.dense import (
     BOX_LOSSES,
     DenseDetector,
+    DensePass,
     DensePredictions,
     ProposalSelection,
     focal_loss,
@@ -25,7 +27,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 CENTERNESS_BRANCHES = ("regression", "classification")
@@ -44,34 +46,55 @@ def box_sides(centres: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat([centres - boxes[..., :2], boxes[..., 2:] - centres], dim=-1)
 
 
-def assign_locations(
+class Locations(NamedTuple):
+    """All locations of an image, by their anchors' rows."""
+
+    centres: Tensor
+    """float [R, 2], pixels, x and y."""
+    strides: Tensor
+    """float [R]."""
+    ranges: Tensor
+    """float [R, 2], least and largest distance to the farthest side, both included."""
+
+
+def locations_in_boxes(
     centres: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
 ) -> Tensor:
-    """The object that each location has to predict.
+    """Whether a location may predict a box.
 
-    A location belongs to an object if it lies inside its box and, with centre sampling, less than
-    `radius` strides from the box's centre in x and in y; and if the farthest side of the box is
-    within the regression range of the location's level. Of several such objects the smallest wins.
+    It may if it lies inside the box and, with centre sampling, less than `radius` strides from the
+    box's centre in x and in y; and if the farthest side of the box is within the regression range
+    of the location's level.
 
     Args:
-        centres: float [R, 2], pixels.
-        strides: float [R].
-        ranges: float [R, 2], least and largest distance to the farthest side, both included.
+        centres, strides, ranges: see :class:`Locations`.
         boxes: float [G, 4], XYXY.
         radius: of centre sampling, in strides; 0 for none.
 
     Returns:
-        int64 [R], rows of `boxes`; -1 for background.
+        bool [R, G].
     """
-    if len(boxes) == 0:
-        return torch.full((len(centres),), -1, dtype=torch.int64, device=centres.device)
     sides = box_sides(centres[:, None], boxes[None])
     belongs = sides.amin(dim=2) > 0
     if radius > 0:
         offset = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2).abs().amax(dim=2)
         belongs &= offset < radius * strides[:, None]
     farthest = sides.amax(dim=2)
-    belongs &= (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
+    return belongs & (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
+
+
+def assign_locations(
+    centres: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
+) -> Tensor:
+    """The object that each location has to predict: the smallest that :func:`locations_in_boxes`
+    lets it predict, whose arguments are the same.
+
+    Returns:
+        int64 [R], rows of `boxes`; -1 for background.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(centres),), -1, dtype=torch.int64, device=centres.device)
+    belongs = locations_in_boxes(centres, strides, ranges, boxes, radius)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     smallest, index = areas.expand(len(centres), -1).masked_fill(~belongs, math.inf).min(dim=1)
     return index.masked_fill(smallest.isinf(), -1)
@@ -124,9 +147,12 @@ class FCOSHead(RetinaNetHead):
         nn.init.zeros_(self.centerness.bias)
         self.scales = nn.Parameter(torch.ones(len(input_shape)), requires_grad=level_scales)
 
-    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Logits [N, K, H, W], regression [N, 4, H, W], centerness [N, 1, H, W] of each level."""
-        logits, sides, centerness = [], [], []
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
+        """Logits [N, K, H, W], regression [N, 4, H, W], centerness [N, 1, H, W] of each level.
+
+        A fourth list is the regression tower's output, [N, D, H, W].
+        """
+        logits, sides, centerness, tower = [], [], [], []
         for scale, feature in zip(self.scales, features, strict=True):
             towers = {
                 "classification": self.cls_subnet(feature),
@@ -136,7 +162,8 @@ class FCOSHead(RetinaNetHead):
             regression = self.bbox_pred(towers["regression"]) * scale
             sides.append(regression.exp() if self.exponential else regression)
             centerness.append(self.centerness(towers[self.centerness_on]))
-        return logits, sides, centerness
+            tower.append(towers["regression"])
+        return logits, sides, centerness, tower
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -150,7 +177,7 @@ class FCOS(DenseDetector):
     Args:
         regression_limits: float [levels - 1], largest distance to the farthest side of a box of
             each level but the last; increasing.
-        centre_radius: see :func:`assign_locations`.
+        centre_radius: see :func:`locations_in_boxes`.
         box_loss: "giou", "diou" or "ciou".
         centerness_in_ranking: whether the score is sqrt(class probability * centerness) instead of
             the class probability.
@@ -234,6 +261,23 @@ class FCOS(DenseDetector):
             "centerness_in_threshold": node.CENTERNESS_IN_THRESHOLD,
         }
 
+    def locations(self, anchors: list[Boxes]) -> Locations:
+        """The locations whose cells are `anchors`."""
+        cells = cat([x.tensor for x in anchors])
+        ranges = [
+            x.tensor.new_tensor(bounds).expand(len(x), 2)
+            for x, bounds in zip(anchors, self.level_ranges, strict=True)
+        ]
+        centres = (cells[:, :2] + cells[:, 2:]) / 2
+        return Locations(centres, cells[:, 2] - cells[:, 0], cat(ranges))
+
+    @torch.no_grad()
+    def match_locations(self, anchors: list[Boxes], targets: list[Instances]) -> Tensor:
+        """The object of its image that every location has to predict, int64 [N, R]; -1 = none."""
+        locations = self.locations(anchors)
+        boxes = [target.gt_boxes.tensor for target in targets]
+        return torch.stack([assign_locations(*locations, x, self.centre_radius) for x in boxes])
+
     @torch.no_grad()
     def label_locations(
         self, anchors: list[Boxes], targets: list[Instances]
@@ -243,24 +287,58 @@ class FCOS(DenseDetector):
         Returns:
             int64 [N, R] in [0, K], K = background; float [N, R, 4], of no meaning for background.
         """
-        cells = cat([x.tensor for x in anchors])
-        ranges = cat(
-            [
-                x.tensor.new_tensor(bounds).expand(len(x), 2)
-                for x, bounds in zip(anchors, self.level_ranges, strict=True)
-            ]
-        )
-        centres, strides = (cells[:, :2] + cells[:, 2:]) / 2, cells[:, 2] - cells[:, 0]
         labels, boxes = [], []
-        for target in targets:
-            index = assign_locations(
-                centres, strides, ranges, target.gt_boxes.tensor, self.centre_radius
-            )
+        for index, target in zip(self.match_locations(anchors, targets), targets, strict=True):
             # One row more than objects: index -1 is background.
             none = target.gt_classes.new_full((1,), self.num_classes)
             labels.append(torch.cat([target.gt_classes, none])[index])
-            boxes.append(torch.cat([target.gt_boxes.tensor, cells[:1]])[index])
+            boxes.append(torch.cat([target.gt_boxes.tensor, anchors[0].tensor[:1]])[index])
         return torch.stack(labels), torch.stack(boxes)
+
+    @torch.no_grad()
+    def locations_for(
+        self, found: DensePass, boxes: list[Boxes], classes: list[Tensor]
+    ) -> list[Tensor]:
+        """The location that knows most of each given box, as if it had been detected there.
+
+        Of the locations that may predict the box (:func:`locations_in_boxes`) it is the one with
+        the largest product of the class's probability, centerness, and the IoU of its predicted
+        box with the given one. A box that no location may predict gets the location nearest to its
+        centre, on the level of its size.
+
+        Args:
+            found: of :meth:`detect`.
+            boxes: given boxes of each image, XYXY pixels of the input.
+            classes: int64 [G] of each image.
+
+        Returns:
+            int64 [G] rows of each image.
+        """
+        locations = self.locations(found.anchors)
+        cells = cat([x.tensor for x in found.anchors])
+        deltas, logits, centerness = (
+            cat(x, dim=1)
+            for x in (
+                found.predictions.deltas,
+                found.predictions.logits,
+                found.predictions.centerness,
+            )
+        )
+        rows = []
+        for index, (given, labels) in enumerate(zip(boxes, classes, strict=True)):
+            tensor = given.tensor
+            belongs = locations_in_boxes(*locations, tensor, self.centre_radius)
+            predicted = Boxes(self.box2box_transform.apply_deltas(deltas[index], cells))
+            quality = logits[index][:, labels].sigmoid() * centerness[index].sigmoid()[:, None]
+            quality = quality * pairwise_iou(predicted, given)
+            # Below any of these: how far from the centre a location of the right level is.
+            centre = given.get_centers()
+            reach = (tensor[:, 2:] - tensor[:, :2]).amax(dim=1) / 2
+            low, high = locations.ranges[:, :1], locations.ranges[:, 1:]
+            offset = (locations.centres[:, None] - centre).norm(dim=2)
+            offset = offset.masked_fill((reach < low) | (reach > high), math.inf)
+            rows.append(torch.where(belongs, quality, -1 - offset).argmax(dim=0))
+        return rows
 
     def losses(
         self, anchors: list[Boxes], predictions: DensePredictions, targets: list[Instances]

@@ -19,6 +19,7 @@ from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
 from psis_d2.modeling.mask_heads.base import REQUESTS, RegionMaskHead
+from psis_d2.modeling.pseudo_masks import PSEUDO_MASKS, pseudo_masks
 from psis_d2.ops import mean_field
 
 import torch
@@ -29,7 +30,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-POSTPROCESSINGS = ("threshold", "crf", "interaction")
+POSTPROCESSINGS = (*PSEUDO_MASKS, "crf")
 STUDENT_CHANNELS = ("own_class", "all")
 
 
@@ -89,11 +90,14 @@ class PseudoMasks:
         if self.kind == "crf":
             std = probability.new_tensor(self.pixel_std).view(-1, 1, 1)
             probability = mean_field(probability, context.image_crops(side) * std, **self.crf)
-        elif self.kind == "interaction":
-            probability = (probability + student.float().sigmoid()[:, None]) / 2
-        masks = probability[:, 0] >= self.threshold
-        if self.cleaning:
-            masks &= context.object_cells(side) & ~context.annotated_cells(side)
+        masks = pseudo_masks(
+            probability[:, 0],
+            student.float().sigmoid(),
+            context.object_cells(side) if self.cleaning else None,
+            context.annotated_cells(side) if self.cleaning else None,
+            mode="threshold" if self.kind == "crf" else self.kind,
+            threshold=self.threshold,
+        )
         return masks.float()
 
 

@@ -1,0 +1,346 @@
+"""Masks from dynamic filters: what they are made of, and what they are trained on.
+
+CondInst (Tian et al., ECCV 2020) learns from true masks, BoxInst (Tian et al., CVPR 2021) from
+boxes; "mixed" takes for every instance what there is.
+
+Legend: n instances, B images, H x W cells of the masks' grid.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from psis_d2.errors import UserError, check_choice
+from psis_d2.modeling.box_supervision import cell_indicators, pairwise_loss, projection_loss
+from psis_d2.modeling.condinst.dynamic_filters import (
+    Controller,
+    DynamicLayers,
+    Queries,
+    dynamic_logits,
+)
+from psis_d2.modeling.condinst.mask_branch import MaskBranch
+from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
+from psis_d2.modeling.losses import dice_loss, zero_loss
+from psis_d2.modeling.pseudo_masks import PSEUDO_MASKS, pseudo_masks
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+LOSSES = {
+    "masks": ("loss_mask",),
+    "boxes": ("loss_projection", "loss_pairwise"),
+    "mixed": ("loss_mask", "loss_projection", "loss_pairwise"),
+}
+
+
+@dataclass(frozen=True)
+class MaskTargets:
+    """What is known of the masks of n instances."""
+
+    cells: Tensor
+    """int64 [n, 4], their boxes, see :func:`~psis_d2.modeling.box_supervision.box_cells`."""
+    has_mask: Tensor
+    """bool [n], whether there is a true mask to learn from; those without learn from boxes."""
+    truth_rows: Tensor
+    """int64 [n], which of `truth` it is; of no meaning without one."""
+    truth: Tensor
+    """float [T, H, W] in [0, 1], the true masks of the batch's mask-annotated objects."""
+    seen: Tensor
+    """bool [B, H, W], what they cover in each image."""
+    similar: Tensor | None
+    """bool [B, 4, H, W], see :func:`~psis_d2.modeling.box_supervision.similar_neighbours`."""
+
+    def part(self, item) -> "MaskTargets":
+        """The targets of some of the instances."""
+        of_instances = (self.cells[item], self.has_mask[item], self.truth_rows[item])
+        return MaskTargets(*of_instances, self.truth, self.seen, self.similar)
+
+
+class DynamicMaskHead(nn.Module):
+    """Mask branch, controller and, if there is one, the student's controller.
+
+    Losses are sums over instances, made of a few instances at a time: only these have masks in
+    memory, which are computed again for the gradient.
+
+    **The student** (Teacher-Student mask heads) reads the same mask features and the same tower
+    through a controller of its own, whose last layer has an output for each class. That is what the
+    paper's class-specific head is to a RoI head: own convolutions on shared features, and a last
+    layer of as many kernels as classes, of which the instance's class chooses one. It learns from
+    true masks and, where there are none, from the teacher's, by CondInst's loss; the teacher does
+    not learn from it. At test time it is alone.
+
+    Args:
+        input_shape: of the mask branch's feature maps, from high to low resolution.
+        tower_dim: channels of the detector's box tower.
+        supervision: "masks", "boxes" or "mixed".
+        channels, branch_dim, branch_convs, branch_norm: see :class:`MaskBranch`.
+        layers: the dynamic network.
+        student_layers: the student's, None for no student.
+        pseudo_mode: how the student's masks are made of the teacher's, see :func:`pseudo_masks` ...
+        pseudo_start: ... and from which iteration on they are used.
+        upsampling: masks have so many times the resolution of the mask branch.
+        at_a_time: instances whose masks are in memory together; 0 = all.
+        dilation: distance of pairs in cells.
+        pairwise_warmup: iterations in which the pairwise loss grows linearly to its full weight.
+        collapse_fill: see :class:`BoxMaskMonitor`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: list[ShapeSpec],
+        tower_dim: int,
+        *,
+        supervision: str,
+        channels: int,
+        branch_dim: int,
+        branch_convs: int,
+        branch_norm: str,
+        layers: DynamicLayers,
+        student_layers: DynamicLayers | None = None,
+        pseudo_mode: str = "interaction",
+        pseudo_start: int = 0,
+        upsampling: int = 2,
+        at_a_time: int = 64,
+        dilation: int = 2,
+        pairwise_warmup: int = 10000,
+        collapse_fill: float = 0.95,
+    ):
+        super().__init__()
+        self.branch = MaskBranch(
+            input_shape, dim=branch_dim, num_convs=branch_convs, norm=branch_norm, channels=channels
+        )
+        self.stride = input_shape[0].stride
+        self.upsampling = upsampling
+        self.supervision = supervision
+        self.layers = layers
+        self.controller = Controller(tower_dim, layers.num_params)
+        self.student_layers = student_layers
+        self.student = None
+        if student_layers is not None:
+            self.student = Controller(tower_dim, student_layers.num_params)
+        self.pseudo_mode = pseudo_mode
+        self.pseudo_start = pseudo_start
+        self.at_a_time = at_a_time
+        self.dilation = dilation
+        self.pairwise_warmup = pairwise_warmup
+        self.monitor = BoxMaskMonitor(collapse_fill, start=pairwise_warmup)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, tower_dim):
+        node = cfg.PSIS.CONDINST
+        check_choice("PSIS.CONDINST.SUPERVISION", node.SUPERVISION, LOSSES)
+        check_choice("PSIS.CONDINST.PSEUDO_MASKS", node.PSEUDO_MASKS, PSEUDO_MASKS)
+        if node.STUDENT and node.SUPERVISION == "boxes":
+            raise UserError(
+                "PSIS.CONDINST.STUDENT learns from true masks, and PSIS.CONDINST.SUPERVISION is "
+                "boxes; set it to mixed or masks."
+            )
+        classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        shape = {"features": node.CHANNELS, "dim": node.HEAD_DIM, "depth": node.HEAD_LAYERS}
+        return {
+            "input_shape": input_shape,
+            "tower_dim": tower_dim,
+            "supervision": node.SUPERVISION,
+            "channels": node.CHANNELS,
+            "branch_dim": node.BRANCH_DIM,
+            "branch_convs": node.BRANCH_CONVS,
+            "branch_norm": node.BRANCH_NORM,
+            "layers": DynamicLayers(**shape),
+            "student_layers": DynamicLayers(**shape, classes=classes) if node.STUDENT else None,
+            "pseudo_mode": node.PSEUDO_MASKS,
+            "pseudo_start": node.PSEUDO_START,
+            "upsampling": node.UPSAMPLING,
+            "at_a_time": node.INSTANCES_AT_A_TIME,
+            "dilation": node.PAIRWISE_DILATION,
+            "pairwise_warmup": node.PAIRWISE_WARMUP,
+            "collapse_fill": node.COLLAPSE_FILL,
+        }
+
+    @property
+    def mask_stride(self) -> int:
+        """Side of a cell of the masks' grid in pixels."""
+        return self.stride // self.upsampling
+
+    @property
+    def uses_boxes(self) -> bool:
+        """Whether there are losses on boxes."""
+        return self.supervision != "masks"
+
+    @property
+    def learns_without_masks(self) -> bool:
+        """Whether instances without a true mask have a loss."""
+        return self.uses_boxes or self.student is not None
+
+    def forward(self, maps: list[Tensor], tower: list[Tensor], queries: Queries) -> Tensor:
+        """Test time: masks, float [n, H, W] in [0, 1].
+
+        Args:
+            maps: float [B, *, h, w], the mask branch's feature maps.
+            tower: float [B, D, h, w] of each of the detector's levels, its box tower's output.
+            queries: n instances.
+        """
+        features = self.branch(maps).float()
+        controller, layers = self.controller, self.layers
+        if self.student is not None:
+            controller, layers = self.student, self.student_layers
+        filters = controller(tower, queries.images, queries.locations)
+        masks = [
+            self._logits(layers, filters[part], features, queries[part]).sigmoid()
+            for part in self._parts(len(queries))
+        ]
+        shape = [self.upsampling * side for side in features.shape[-2:]]
+        return torch.cat(masks) if masks else features.new_zeros(0, *shape)
+
+    def losses(
+        self, maps: list[Tensor], tower: list[Tensor], queries: Queries, targets: MaskTargets
+    ) -> dict[str, Tensor]:
+        """Losses by name, within Detectron2's event storage; see :meth:`forward`.
+
+        ``loss_mask`` is the mean Dice loss of the mask-annotated instances, ``loss_projection`` and
+        ``loss_pairwise`` are those of the instances that learn from boxes, ``loss_student`` is the
+        mean Dice loss of the student. What no instance has is a zero that is connected to all
+        parameters.
+        """
+        names = LOSSES[self.supervision] + ("loss_student",) * (self.student is not None)
+        if len(queries) == 0:
+            return {name: zero_loss(self) for name in names}
+        iteration = get_event_storage().iter
+        features = self.branch(maps).float()
+        filters = self.controller(tower, queries.images, queries.locations)
+        student = None
+        if self.student is not None:
+            student = self.student(tower, queries.images, queries.locations)
+
+        sums = defaultdict(float)
+        parts = self._parts(len(queries))
+        for part in parts:
+            arguments = (
+                features,
+                filters[part],
+                None if student is None else student[part],
+                queries[part],
+                targets.part(part),
+                iteration >= self.pseudo_start,
+            )
+            if len(parts) == 1:
+                partial = self._partial_sums(*arguments)
+            else:
+                partial = checkpoint(
+                    self._partial_sums, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            for name, value in partial.items():
+                sums[name] = sums[name] + value
+
+        if sums["with_box"]:
+            share = sums["pairs"] / (8 * sums["cells"])
+            self.monitor.update(share.item(), (sums["fill"] / sums["with_box"]).item())
+        growth = min((iteration + 1) / max(self.pairwise_warmup, 1), 1.0)
+        losses = {
+            "loss_mask": (sums["mask"], sums["with_mask"]),
+            "loss_projection": (sums["projection"], sums["with_box"]),
+            "loss_pairwise": (growth * sums["pairwise"], sums["pairs"]),
+            "loss_student": (sums["student"], sums["with_student"]),
+        }
+        return {
+            name: total / count if count else zero_loss(self)
+            for name, (total, count) in losses.items()
+            if name in names
+        }
+
+    def _parts(self, n: int) -> list[slice]:
+        size = self.at_a_time or max(n, 1)
+        return [slice(first, first + size) for first in range(0, n, size)]
+
+    def _logits(
+        self, layers: DynamicLayers, filters: Tensor, features: Tensor, queries: Queries
+    ) -> Tensor:
+        """float [n, H, W]. In float32: coordinates and sums of few channels are sensitive."""
+        with torch.autocast(features.device.type, enabled=False):
+            split = layers.split(filters, queries.classes)
+            logits = dynamic_logits(split, features, queries, self.stride)
+            return F.interpolate(
+                logits[None], scale_factor=self.upsampling, mode="bilinear", align_corners=False
+            )[0]
+
+    def _partial_sums(
+        self,
+        features: Tensor,
+        filters: Tensor,
+        student: Tensor | None,
+        queries: Queries,
+        targets: MaskTargets,
+        use_pseudo: bool,
+    ) -> dict[str, Tensor]:
+        """Sums over a few instances of losses, of their counts, and of what is logged."""
+        logits = self._logits(self.layers, filters, features, queries)
+        masks = logits.sigmoid()
+        annotated = targets.has_mask.nonzero()[:, 0]
+        truth = targets.truth[targets.truth_rows[annotated]]
+        sums = {
+            "mask": dice_loss(masks[annotated], truth).sum(),
+            "with_mask": targets.has_mask.sum(),
+        }
+        if self.uses_boxes:
+            sums |= self._box_sums(logits, masks, queries, targets)
+        if student is not None:
+            sums |= self._student_sums(
+                self._logits(self.student_layers, student, features, queries).sigmoid(),
+                masks.detach(),
+                queries,
+                targets,
+                use_pseudo,
+            )
+        return sums
+
+    def _box_sums(
+        self, logits: Tensor, masks: Tensor, queries: Queries, targets: MaskTargets
+    ) -> dict[str, Tensor]:
+        rows = (~targets.has_mask).nonzero()[:, 0]
+        masks, cells = masks[rows], targets.cells[rows]
+        pairwise, pairs = pairwise_loss(
+            logits[rows], cells, targets.similar, queries.images[rows], self.dilation
+        )
+        columns, lines = cell_indicators(cells, masks.shape[-2:])
+        area = columns.sum(dim=1) * lines.sum(dim=1)
+        inside = columns[:, None] & lines[:, :, None]
+        covered = ((masks.detach() >= 0.5) & inside).flatten(1).sum(dim=1)
+        return {
+            "projection": projection_loss(masks, cells).sum(),
+            "with_box": (~targets.has_mask).sum(),
+            "pairwise": pairwise,
+            "pairs": pairs,
+            "cells": area.sum(),
+            "fill": (covered / area).sum(),
+        }
+
+    def _student_sums(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        queries: Queries,
+        targets: MaskTargets,
+        use_pseudo: bool,
+    ) -> dict[str, Tensor]:
+        annotated = targets.has_mask.nonzero()[:, 0]
+        goal = torch.zeros_like(student)
+        goal[annotated] = targets.truth[targets.truth_rows[annotated]]
+        others = (~targets.has_mask).nonzero()[:, 0]
+        if use_pseudo:
+            columns, lines = cell_indicators(targets.cells[others], student.shape[-2:])
+            goal[others] = pseudo_masks(
+                teacher[others],
+                student.detach()[others],
+                columns[:, None] & lines[:, :, None],
+                targets.seen[queries.images[others]],
+                self.pseudo_mode,
+            ).to(goal.dtype)
+        learns = targets.has_mask | use_pseudo
+        return {
+            "student": dice_loss(student[learns], goal[learns]).sum(),
+            "with_student": learns.sum(),
+        }
