@@ -560,7 +560,7 @@ def test_a_student_alone_cannot_be_trained():
         ((f"{KEY}.TEACHER", "NoHead"), "TEACHER is 'NoHead'; choose one of .*FCNMaskHead"),
         ((f"{KEY}.TEACHER", "TeacherStudentMaskHead"), "TEACHER is 'TeacherStudentMaskHead'"),
         ((f"{KEY}.STUDENT", "MaskRCNNConvUpsampleHead"), "STUDENT is 'MaskRCNNConvUpsampleHead'"),
-        ((f"{KEY}.POSTPROCESS", "none"), "choose one of threshold, crf, interaction"),
+        ((f"{KEY}.POSTPROCESS", "none"), "choose one of threshold, interaction, crf"),
         ((f"{KEY}.STUDENT_CHANNELS", "some"), "choose one of own_class, all"),
         ((f"{KEY}.TEACHER_OPTS", ["MODEL.NO_SUCH_KEY", 1]), "TEACHER_OPTS is .*MODEL.NO_SUCH_KEY"),
         ((f"{KEY}.STUDENT_OPTS", ["MODEL.ROI_MASK_HEAD.NUM_CONV"]), "STUDENT_OPTS is .*by turns"),
