@@ -26,6 +26,11 @@ HOURGLASS = (
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", 32),  # GN's groups
     *("PSIS.HOURGLASS.CHANNELS", [32, 32], "PSIS.HOURGLASS.BLOCKS", [1, 1]),
 )
+OPMASK = (
+    *("MODEL.ROI_MASK_HEAD.NAME", "OPMaskHead", "MODEL.ROI_MASK_HEAD.NUM_CONV", 2),
+    *("MODEL.ROI_BOX_HEAD.NAME", "PooledConvBoxHead", "MODEL.ROI_BOX_HEAD.NUM_CONV", 2),
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", 32),
+)
 
 _FOLDER = tempfile.TemporaryDirectory()
 

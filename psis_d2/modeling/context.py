@@ -50,6 +50,9 @@ class RegionContext:
     box_predictor: nn.Module | None = None
     """The detector's live box predictor, for heads that read its weights and say so by
     ``needs_box_predictor``; None behind a one-stage detector."""
+    box_features: Tensor | None = None
+    """float [R, D, S, S], the box head's feature maps of the regions' boxes, before its pooling;
+    for heads with ``needs_box_features``."""
     targets: list[Instances] | None = None
     """Training: the images' annotations, with ``gt_masks`` where there are masks."""
     sampled: SampledRegions | None = None

@@ -13,6 +13,7 @@ from model_builders import (
     CPMASK,
     HOURGLASS,
     MASKX,
+    OPMASK,
     SHAPEMASK,
     SHAPEPROP,
     annotated_boxes,
@@ -27,6 +28,7 @@ HEADS = {
     "shapeprop": SHAPEPROP,
     "maskx": MASKX,
     "hourglass": HOURGLASS,
+    "opmask": OPMASK,
     "shapemask": SHAPEMASK,
     "cpmask": CPMASK,
 }

@@ -53,6 +53,8 @@ class RegionMaskHead(nn.Module):
     """Whether training needs the pooled features of all sampled proposals, background included."""
     needs_box_predictor: bool = False
     """Whether the head reads ``RegionContext.box_predictor``, which one-stage detectors lack."""
+    needs_box_features: bool = False
+    """Whether it reads ``RegionContext.box_features``: the box head has to have feature maps."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
     can_fuse_mlp: ClassVar[bool] = False
