@@ -86,6 +86,7 @@ def add_psis_config(cfg: CN) -> None:
     _add_cpmask_config(cfg)
     _add_maskx_config(cfg)
     _add_hourglass_config(cfg)
+    _add_opmask_config(cfg)
     _add_fcos_config(cfg)
     _add_retinanet_config(cfg)
     _add_shapeprop_config(cfg)
@@ -184,6 +185,20 @@ def _add_hourglass_config(cfg: CN) -> None:
     # Residual blocks of every scale. [4, 4, 4, 4, 4, 8] = Hourglass-100; Hourglass-20 has three
     # scales, [1, 2, 2] with channels [128, 128, 192].
     node.BLOCKS = [2, 2, 2, 2, 2, 4]
+
+
+def _add_opmask_config(cfg: CN) -> None:
+    """OPMask (Biertimpel et al., ICCV 2021), for box heads with feature maps.
+
+    Its box head is ``PooledConvBoxHead``, with ``MODEL.ROI_BOX_HEAD.NUM_CONV`` convolutions of at
+    most ``CONV_DIM`` channels.
+    """
+    node = cfg.PSIS.OPMASK = CN()
+    # Scale each class activation map to [0, 1] (released code); False: add it as it is.
+    node.CAM_NORMALISED = True
+    # Add the classifier's bias to the map ("Rethinking Mask Heads", Eq. 9). It is one number a
+    # class, which the scaling takes away again.
+    node.CAM_BIAS = False
 
 
 def _add_fcos_config(cfg: CN) -> None:

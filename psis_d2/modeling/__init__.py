@@ -2,6 +2,7 @@
 
 from psis_d2.modeling import (  # noqa: F401
     backbones,
+    box_heads,
     condinst,
     detection_roi_heads,
     detectors,

@@ -50,6 +50,9 @@ class RegionContext:
     box_predictor: nn.Module | None = None
     """The detector's live box predictor, for heads that read its weights and say so by
     ``needs_box_predictor``; None behind a one-stage detector."""
+    box_features: Tensor | None = None
+    """float [R, D, S, S], the box head's feature maps of the regions' boxes, before its pooling;
+    for heads with ``needs_box_features``."""
     targets: list[Instances] | None = None
     """Training: the images' annotations, with ``gt_masks`` where there are masks."""
     sampled: SampledRegions | None = None
@@ -100,7 +103,7 @@ class RegionContext:
             keep: bool [R].
         """
         keeps = keep.split([len(regions) for regions in self.regions])
-        sampled, wide_frames = self.sampled, self.wide_frames
+        sampled, wide_frames, box_features = self.sampled, self.wide_frames, self.box_features
         if sampled is not None and sampled.rows is not None:
             sampled = replace(sampled, rows=sampled.rows[keep])
         if wide_frames is not None:
@@ -109,6 +112,7 @@ class RegionContext:
             self,
             regions=[x[k] for x, k in zip(self.regions, keeps, strict=True)],
             features=self.features[keep],
+            box_features=None if box_features is None else box_features[keep],
             sampled=sampled,
             wide_frames=wide_frames,
         )

@@ -31,11 +31,14 @@ class DetectionROIHeads(PartialROIHeads):
     @configurable
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.mask_on and self.mask_head.needs_box_predictor:
+        head = self.mask_head if self.mask_on else None
+        if head is not None and (head.needs_box_predictor or head.needs_box_features):
+            read = (
+                "weights of a box predictor" if head.needs_box_predictor else "maps of a box head"
+            )
             raise UserError(
-                f"{type(self.mask_head).__name__} reads the weights of a box predictor, and "
-                "one-stage detectors have none; use MODEL.ROI_HEADS.NAME PartialROIHeads with "
-                "MODEL.PROPOSAL_GENERATOR.NAME RPN."
+                f"{type(head).__name__} reads the {read}, and one-stage detectors have none; use "
+                "MODEL.ROI_HEADS.NAME PartialROIHeads with MODEL.PROPOSAL_GENERATOR.NAME RPN."
             )
 
     @classmethod

@@ -5,6 +5,7 @@ from psis_d2.modeling.mask_heads import (  # noqa: F401
     fcn,
     hourglass,
     maskx,
+    opmask,
     shapemask,
     shapeprop,
     teacher_student,

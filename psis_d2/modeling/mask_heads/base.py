@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 # What a head may ask the ROI heads to prepare: one made of others asks for all that they ask for.
-REQUESTS = ("uses_sampled", "uses_images", "needs_box_predictor")
+REQUESTS = ("uses_sampled", "uses_images", "needs_box_predictor", "needs_box_features")
 
 
 class RegionRegulariser(nn.Module):
@@ -58,6 +58,8 @@ class RegionMaskHead(nn.Module):
     """Whether training needs the images."""
     needs_box_predictor: bool = False
     """Whether the head reads ``RegionContext.box_predictor``, which one-stage detectors lack."""
+    needs_box_features: bool = False
+    """Whether it reads ``RegionContext.box_features``: the box head has to have feature maps."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
     can_fuse_mlp: ClassVar[bool] = False

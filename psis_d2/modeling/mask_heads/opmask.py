@@ -1,0 +1,147 @@
+"""OPMask: show the mask head which object is meant (Biertimpel et al., ICCV 2021).
+
+Several objects may share a box; which of them is the foreground only the class says. So the class
+activation map of the region's own class, computed from the box head's last feature map and the
+weights of its classifier, is added to the RoI features ("object mask prior"). The classifier is
+trained on all classes, so that there is such a map for those without masks, too.
+
+As in the released code the mask loss trains the box head's features but not the classifier's
+weights, and all foreground regions pass the head, whether they have a mask or not: batch norm sees
+both. There, a detection keeps the map of the proposal that it was classified from; here the map is
+computed from its box, like the RoI features that it is added to, and so are those of given boxes.
+"""
+
+from psis_d2.errors import UserError
+from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.losses import mask_bce, zero_loss
+from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from torch import Tensor, nn
+
+_EPSILON = 1e-4
+
+
+def class_activation_maps(
+    box_features: Tensor, box_predictor: nn.Module, classes: Tensor, bias: bool = False
+) -> Tensor:
+    """The classifier of a box predictor, applied to every cell of maps instead of their mean.
+
+    With `bias`, the mean over a map is the classifier's logit.
+
+    Args:
+        box_features: float [R, D, S, S].
+        box_predictor: Detectron2's ``FastRCNNOutputLayers`` on D features.
+        classes: int64 [R], whose map each region gets.
+        bias: whether the classifier's bias is added.
+
+    Returns:
+        float32 [R, S, S], with a gradient path to the features but not to the predictor.
+    """
+    classifier = box_predictor.cls_score
+    weights = classifier.weight.detach()[classes]
+    maps = torch.einsum("rd,rdhw->rhw", weights.float(), box_features.float())
+    return maps + classifier.bias.detach()[classes, None, None] if bias else maps
+
+
+def normalise_maps(maps: Tensor) -> Tensor:
+    """Each of the maps [R, S, S] from its least to its largest value, [0, 1); a constant one is 0.
+
+    The released code adds its epsilon to the maps, where it changes nothing, and divides by 0.
+    """
+    low, high = (f(maps, dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
+    return (maps - low) / (high - low + _EPSILON)
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class OPMaskHead(RegionMaskHead):
+    """Mask R-CNN's head, deeper, on RoI features plus the map of the region's class.
+
+    Args:
+        input_shape: shape of the RoI features (channels, P, P).
+        num_outputs: 1 for class-agnostic, else the number of classes.
+        conv_dim, num_convs, norm: the mask trunk (released code: 256, 7, batch norm).
+        cam_bias: see :func:`class_activation_maps`.
+        cam_normalised: see :func:`normalise_maps`; False: the maps as they are.
+        **kwargs: see :class:`RegionMaskHead`.
+    """
+
+    trains_on = "foreground"
+    needs_box_predictor = True
+    needs_box_features = True
+    has_shape_prior = True
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_outputs: int,
+        conv_dim: int,
+        num_convs: int,
+        norm: str = "",
+        cam_bias: bool = False,
+        cam_normalised: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if "SyncBN" in norm:
+            raise UserError(
+                f"MODEL.ROI_MASK_HEAD.NORM is '{norm}', but a process whose images have no object "
+                "would keep the others waiting; choose BN or GN for OPMaskHead."
+            )
+        self.cam_bias = cam_bias
+        self.cam_normalised = cam_normalised
+        self.trunk = conv_tower(input_shape.channels, conv_dim, num_convs, norm)
+        trunk_dim = conv_dim if num_convs else input_shape.channels
+        self.predictor = UpsamplePredictor(trunk_dim, conv_dim, num_outputs)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.OPMASK
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "num_outputs": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "conv_dim": head.CONV_DIM,
+            "num_convs": head.NUM_CONV,
+            "norm": head.NORM,
+            "cam_bias": node.CAM_BIAS,
+            "cam_normalised": node.CAM_NORMALISED,
+        }
+
+    def class_maps(self, context: RegionContext) -> Tensor:
+        """The map of each region's own class, float32 [R, P, P] for RoI features of side P."""
+        maps = class_activation_maps(
+            context.box_features, context.box_predictor, context.classes, self.cam_bias
+        )
+        if self.cam_normalised:
+            maps = normalise_maps(maps)
+        side = context.features.shape[-2:]
+        return F.interpolate(maps[:, None], size=side, mode="bilinear", align_corners=False)[:, 0]
+
+    def predict(self, context: RegionContext) -> Tensor:
+        """Mask logits [R, num_outputs, 2P, 2P]."""
+        x = self.regularise(context.features)
+        x = x + self.class_maps(context)[:, None].to(x.dtype)
+        return self.predictor(self.trunk(x))
+
+    def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
+        """The map that is added to the RoI features, [R, P, P]."""
+        return {"class activation": self.class_maps(context)}
+
+    def losses(self, context: RegionContext) -> dict[str, Tensor]:
+        """``loss_mask`` of the regions with a mask."""
+        if len(context) == 0:
+            return {"loss_mask": zero_loss(self)}
+        logits, annotated = self.predict(context), context.has_mask
+        if not annotated.any():
+            return {"loss_mask": zero_loss(self)}
+        targets = context.mask_targets(logits.shape[-1])
+        loss = mask_bce(logits[annotated], targets[annotated], context.classes[annotated])
+        return {"loss_mask": self.loss_weight * loss}

@@ -1,0 +1,205 @@
+"""OPMask: class activation maps by hand and against the classifier, fusion, gradients."""
+
+from dataclasses import replace
+
+import psis_d2  # noqa: F401
+from psis_d2.errors import UserError
+from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.losses import mask_bce
+from psis_d2.modeling.mask_heads.opmask import (
+    OPMaskHead,
+    class_activation_maps,
+    normalise_maps,
+)
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+
+from model_builders import (
+    OPMASK,
+    partial_batch,
+    tiny_config,
+    tiny_model,
+    training_losses,
+)
+
+MIXED = [[True, False, True], [False, True]]
+
+
+def box_predictor(num_classes: int, features: int):
+    """With a bias that is not zero, as Detectron2 starts it."""
+    torch.manual_seed(0)
+    predictor = FastRCNNOutputLayers(
+        ShapeSpec(channels=features),
+        box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
+        num_classes=num_classes,
+    )
+    torch.nn.init.normal_(predictor.cls_score.weight)
+    torch.nn.init.normal_(predictor.cls_score.bias)
+    return predictor
+
+
+def small_head(channels: int = 2, size: int = 4, **overrides) -> OPMaskHead:
+    arguments = {"num_outputs": 1, "conv_dim": 2, "num_convs": 0, **overrides}
+    return OPMaskHead(ShapeSpec(channels=channels, height=size, width=size), **arguments)
+
+
+def context_of(classes, predictor, box_features, channels: int = 2, size: int = 4):
+    """A test-time context of one image with random RoI features."""
+    n = len(classes)
+    boxes = Boxes(torch.tensor([[0.0, 0.0, 8.0, 8.0]]).expand(n, 4))
+    regions = Instances((16, 16), pred_boxes=boxes, pred_classes=torch.tensor(classes).long())
+    features = torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return RegionContext(
+        regions=[regions],
+        features=features,
+        pool=lambda _: features,
+        box_predictor=predictor,
+        box_features=box_features,
+    )
+
+
+def test_maps_by_hand():
+    predictor = box_predictor(num_classes=2, features=2)
+    with torch.no_grad():
+        predictor.cls_score.weight.copy_(torch.tensor([[1.0, 2], [-1, 3], [9, 9]]))
+        predictor.cls_score.bias.copy_(torch.tensor([10.0, 20, 30]))
+    features = torch.tensor([[[[1.0, 2]], [[3, 4]]], [[[5, 6]], [[7, 8]]]])  # [2, 2, 1, 2]
+    classes = torch.tensor([1, 0])
+    # region 0: -f0 + 3 f1; region 1: f0 + 2 f1
+    expected = torch.tensor([[[8.0, 10]], [[19, 22]]])
+    assert torch.equal(class_activation_maps(features, predictor, classes), expected)
+    with_bias = class_activation_maps(features, predictor, classes, bias=True)
+    assert torch.equal(with_bias, expected + torch.tensor([20.0, 10])[:, None, None])
+
+
+def test_the_mean_of_a_map_is_the_classifiers_logit():
+    heads = tiny_model(*OPMASK).roi_heads
+    torch.nn.init.normal_(heads.box_predictor.cls_score.bias)
+    x = torch.randn(5, 16, 7, 7)
+    logits, _ = heads.box_predictor(heads.box_head(x))
+    features = heads.box_head.maps(x)
+    assert logits.abs().max() > 0.1
+    for category in range(20):
+        classes = torch.full((5,), category)
+        maps = class_activation_maps(features, heads.box_predictor, classes, bias=True)
+        assert maps.shape == (5, 7, 7)
+        torch.testing.assert_close(maps.mean(dim=(1, 2)), logits[:, category])
+
+
+def test_maps_are_scaled_each_by_itself():
+    maps = torch.tensor([[[1.0, 3], [2, 5]], [[-40, -40], [0, -20]]])
+    scaled = normalise_maps(maps)
+    expected = torch.tensor([[[0, 0.5], [0.25, 1]], [[0, 0], [1, 0.5]]])
+    torch.testing.assert_close(scaled, expected, atol=1e-4, rtol=0)
+    assert (scaled < 1).all()
+
+
+def test_constant_maps_are_zero_with_finite_gradients():
+    maps = torch.full((2, 3, 3), 7.0, requires_grad=True)
+    scaled = normalise_maps(maps)
+    assert scaled.eq(0).all()
+    scaled.square().sum().backward()
+    assert maps.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_map_is_enlarged_and_added_to_all_channels(normalised):
+    """A map of 1 x 2 cells at 1 x 4: a quarter and three quarters of the way between the two."""
+    head = small_head(channels=2, cam_normalised=normalised)
+    predictor = box_predictor(num_classes=3, features=1)
+    with torch.no_grad():
+        predictor.cls_score.weight.copy_(torch.tensor([[1.0], [9], [-1], [7]]))
+    features = torch.tensor([2.0, 6.0]).expand(2, 1, 2, 2)
+    context = context_of([0, 2], predictor, features)
+    rows = torch.tensor([[2.0, 3, 5, 6], [-2, -3, -5, -6]])
+    if normalised:
+        rows = torch.tensor([[0.0, 0.25, 0.75, 1], [1, 0.75, 0.25, 0]])
+    maps = rows[:, None, :].expand(2, 4, 4)
+    torch.testing.assert_close(head.class_maps(context), maps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(head.heat_maps(context)["class activation"], maps, atol=1e-4, rtol=0)
+    expected = head.predictor(context.features + maps[:, None])
+    assert expected.std() > 0
+    torch.testing.assert_close(head.predict(context), expected, atol=1e-5, rtol=0)
+
+
+def test_the_bias_vanishes_in_the_scaling():
+    predictor, features = box_predictor(3, features=4), torch.rand(2, 4, 3, 3)
+    context = context_of([0, 2], predictor, features)
+    maps = [
+        small_head(cam_bias=bias, cam_normalised=scaled).class_maps(context)
+        for bias, scaled in ((False, True), (True, True), (False, False), (True, False))
+    ]
+    torch.testing.assert_close(maps[0], maps[1])
+    bias = predictor.cls_score.bias[[0, 2], None, None].expand(2, 4, 4)
+    torch.testing.assert_close(maps[3] - maps[2], bias)
+
+
+def test_the_class_decides_the_mask():
+    predictor, features = box_predictor(3, features=4), torch.rand(2, 4, 3, 3)
+    head = small_head(num_convs=1)
+    first, second = (head.predict(context_of(c, predictor, features)) for c in ([0, 1], [2, 1]))
+    assert not torch.allclose(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("boxes", ["proposals", "gt"])
+def test_the_mask_loss_trains_the_box_head_but_not_the_classifier(boxes):
+    keys = ("PSIS.MASK_TRAIN_BOXES", boxes, "PSIS.OPMASK.CAM_BIAS", True)
+    model = tiny_model(*OPMASK, *keys)
+    heads = model.roi_heads
+    losses = training_losses(model, partial_batch(MIXED))
+    losses.pop("loss_mask").backward(retain_graph=True)
+    for name, parameter in heads.box_predictor.named_parameters():
+        assert parameter.grad is None or parameter.grad.eq(0).all(), name
+    for module in (heads.box_head, heads.mask_head.trunk, model.backbone.fpn_output2):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad.abs().max() > 0, name
+    # the detection losses teach it all the same
+    sum(losses.values()).backward()
+    assert all(p.grad.abs().max() > 0 for p in heads.box_predictor.parameters())
+
+
+def test_a_head_without_the_map_leaves_the_box_head_alone():
+    model = tiny_model(*OPMASK, "MODEL.ROI_MASK_HEAD.NAME", "FCNMaskHead")
+    training_losses(model, partial_batch(MIXED))["loss_mask"].backward()
+    assert all(p.grad is None for p in model.roi_heads.box_head.parameters())
+
+
+def test_all_foreground_passes_the_head_and_masks_alone_count():
+    model = tiny_model(*OPMASK, "PSIS.MASK_TRAIN_BOXES", "gt", "MODEL.ROI_MASK_HEAD.NORM", "BN")
+    head = model.roi_heads.mask_head
+    seen = []
+    original = head.predict
+    head.predict = lambda context: seen.append((context, original(context))) or seen[-1][1]
+    loss = training_losses(model, partial_batch(MIXED))["loss_mask"]
+    ((context, logits),) = seen
+    assert context.has_mask.tolist() == [True, False, True, False, True]
+    kept = [0, 2, 4]
+    targets = context.mask_targets(28)[kept]
+    assert torch.equal(loss, mask_bce(logits[kept], targets, context.classes[kept]))
+    # batch norm: what an unmasked region looks like changes the logits of the others
+    others = context.features.clone()
+    others[1] += 1
+    assert not torch.equal(original(replace(context, features=others))[0], logits[0])
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN_N"])
+def test_synchronised_norm_is_refused(norm):
+    with pytest.raises(UserError, match=f"NORM is '{norm}'.*choose BN or GN"):
+        OPMaskHead(
+            tiny_config(*OPMASK, "MODEL.ROI_MASK_HEAD.NORM", norm),
+            ShapeSpec(channels=16, height=14, width=14),
+        )
+
+
+def test_feature_drop_leaves_the_map():
+    head = small_head(feature_drop=1.0).train()
+    predictor, features = box_predictor(3, features=4), torch.rand(2, 4, 3, 3)
+    context = context_of([0, 2], predictor, features)
+    expected = head.predictor(head.class_maps(context)[:, None].expand(2, 2, 4, 4))
+    assert torch.equal(head.predict(context), expected)
