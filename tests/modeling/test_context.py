@@ -49,6 +49,7 @@ def two_images():
     return RegionContext(
         regions=regions,
         features=torch.arange(3.0)[:, None, None, None].expand(3, 2, 4, 4),
+        box_features=torch.arange(3.0, 6.0)[:, None, None, None].expand(3, 5, 2, 2),
         pool=lambda boxes: boxes,
         targets=[first, second],
         sampled=SampledRegions(torch.rand(5, 2, 4, 4), torch.zeros(5), torch.tensor([4, 0, 2])),
@@ -61,6 +62,7 @@ def test_selected_regions_keep_what_is_theirs():
     part = context.select(torch.tensor([True, False, True]))
     assert [len(x) for x in part.regions] == [2, 0]
     assert part.features[:, 0, 0, 0].tolist() == [0, 2]
+    assert part.box_features[:, 0, 0, 0].tolist() == [3, 5]
     assert part.classes.tolist() == [1, 2]
     assert part.has_mask.tolist() == [False, True]
     assert part.sampled.rows.tolist() == [4, 2]
