@@ -387,7 +387,7 @@ def _add_teacher_student_config(cfg: CN) -> None:
     node.STUDENT_WEIGHT = 1.0
     # ... and, within the latter, of regions with a pseudo mask (paper Eq. 6: as of the others).
     node.PSEUDO_WEIGHT = 1.0
-    # Build no teacher: for testing what tools/export_student.py writes.
+    # Build no teacher (of either architecture): for testing what tools/export_student.py writes.
     node.STUDENT_ONLY = False
     # crf, as in the examples of pydensecrf, which the paper uses "with default parameters", though
     # it has none: updates ...

@@ -26,26 +26,43 @@ def tool_line(line, output):
     return ["--output", str(output), *line[:start], *line[start + 2 :]]
 
 
-def test_export_and_use(tmp_path, capsys):
+CASES = {  # row: its opts, what is logged, the teacher's parameters
+    "teacher_student": (
+        (),
+        ("loss_mask_teacher", "pseudo_masks/foreground"),
+        "roi_heads.mask_head.teacher.",
+    ),
+    "boxinst_teacher_student": (
+        ("PSIS.FCOS.SCORE_THRESH_TEST", 0.0),
+        ("loss_student",),
+        "mask_head.controller.",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", CASES)
+def test_export_and_use(row, tmp_path, capsys):
+    opts, logged, teacher = CASES[row]
+    opts = (*TASKS, *opts)
     data = write_tiny_data(tmp_path / "data")
-    config = {"config": "teacher_student_shapes"}
-    run(command_line(data, tmp_path / "train", *TASKS, **config))
+    config = {"config": f"{row}_shapes"}
+    run(command_line(data, tmp_path / "train", *opts, **config))
     trained = json.loads((tmp_path / "train" / "results.json").read_text())
     metrics = (tmp_path / "train" / "metrics.json").read_text()
-    assert "loss_mask_teacher" in metrics and "pseudo_masks/foreground" in metrics
+    assert all(name in metrics for name in logged)
     weights = tmp_path / "train" / "model_final.pth"
 
     tool = load_tool("export_student")
     output = tmp_path / "exported" / "student.pth"
-    line = command_line(data, tmp_path / "x", *TASKS, "MODEL.WEIGHTS", weights, **config)
+    line = command_line(data, tmp_path / "x", *opts, "MODEL.WEIGHTS", weights, **config)
     tool.main(tool_line(line, output))
     assert "student.yaml --eval-only" in capsys.readouterr().out
     before = torch.load(weights, weights_only=True)
     after = torch.load(output, weights_only=True)
     assert after.keys() == {"model", "psis_d2"}
     dropped = before["model"].keys() - after["model"].keys()
-    assert dropped and all(name.startswith("roi_heads.mask_head.teacher.") for name in dropped)
-    assert not any("teacher" in name for name in after["model"])
+    assert dropped and all(name.startswith(teacher) for name in dropped)
+    assert not any(name.startswith(teacher) for name in after["model"])
     assert all(torch.equal(x, before["model"][name]) for name, x in after["model"].items())
     assert [p.name for p in sorted(output.parent.iterdir())] == ["student.pth", "student.yaml"]
 

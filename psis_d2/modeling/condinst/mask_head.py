@@ -87,6 +87,7 @@ class DynamicMaskHead(nn.Module):
         dilation: distance of pairs in cells.
         pairwise_warmup: iterations in which the pairwise loss grows linearly to its full weight.
         collapse_fill: see :class:`BoxMaskMonitor`.
+        student_only: forget the teacher's controller; such a model can only be tested.
     """
 
     @configurable
@@ -109,6 +110,7 @@ class DynamicMaskHead(nn.Module):
         dilation: int = 2,
         pairwise_warmup: int = 10000,
         collapse_fill: float = 0.95,
+        student_only: bool = False,
     ):
         super().__init__()
         self.branch = MaskBranch(
@@ -118,7 +120,7 @@ class DynamicMaskHead(nn.Module):
         self.upsampling = upsampling
         self.supervision = supervision
         self.layers = layers
-        self.controller = Controller(tower_dim, layers.num_params)
+        self.controller = None if student_only else Controller(tower_dim, layers.num_params)
         self.student_layers = student_layers
         self.student = None
         if student_layers is not None:
@@ -159,6 +161,7 @@ class DynamicMaskHead(nn.Module):
             "dilation": node.PAIRWISE_DILATION,
             "pairwise_warmup": node.PAIRWISE_WARMUP,
             "collapse_fill": node.COLLAPSE_FILL,
+            "student_only": node.STUDENT and cfg.PSIS.TEACHER_STUDENT.STUDENT_ONLY,
         }
 
     @property
@@ -206,6 +209,11 @@ class DynamicMaskHead(nn.Module):
         mean Dice loss of the student. What no instance has is a zero that is connected to all
         parameters.
         """
+        if self.controller is None:
+            raise UserError(
+                "PSIS.TEACHER_STUDENT.STUDENT_ONLY True builds a model without a teacher, which "
+                "cannot be trained; set it to False."
+            )
         names = LOSSES[self.supervision] + ("loss_student",) * (self.student is not None)
         if len(queries) == 0:
             return {name: zero_loss(self) for name in names}

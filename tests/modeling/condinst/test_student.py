@@ -1,14 +1,18 @@
 """The class-specific student: what it learns from, and what learns from it."""
 
 import psis_d2.modeling  # noqa: F401
+from psis_d2.errors import UserError
 from psis_d2.modeling.condinst import mask_head
 
+import pytest
 import torch
 
 from model_builders import (
+    CONDINST,
     annotated_boxes,
     condinst_model,
     partial_batch,
+    tiny_model,
     training_losses,
 )
 
@@ -105,3 +109,11 @@ def test_the_student_alone_is_used_at_test_time():
     assert torch.equal(masks(), before)
     torch.nn.init.normal_(model.mask_head.student.conv.weight, std=1.0)
     assert not torch.equal(masks(), before)
+
+
+def test_without_its_teacher_a_student_cannot_be_trained():
+    keys = ("PSIS.CONDINST.STUDENT", True, "PSIS.TEACHER_STUDENT.STUDENT_ONLY", True)
+    model = tiny_model(*CONDINST, *keys)
+    assert model.mask_head.controller is None
+    with pytest.raises(UserError, match="cannot be trained; set it to False"):
+        training_losses(model, partial_batch(MIXED))
