@@ -221,6 +221,8 @@ def _add_fcos_config(cfg: CN) -> None:
     node.TOWER_DIM = 256
     # ... and their norm.
     node.NORM = "GN"
+    # Weights that they start from: normal, sd 0.01 (paper) | msra, larger: for short runs of AdamW.
+    node.TOWER_INIT = "normal"
     # A learned scalar a level on the regression (paper sec. 3.2).
     node.LEVEL_SCALES = True
     # Regress distances in strides, cut at 0 (released code), or exponentiate and regress pixels
@@ -259,6 +261,8 @@ def _add_retinanet_config(cfg: CN) -> None:
     The number of classes is ``MODEL.ROI_HEADS.NUM_CLASSES``, as with every detector.
     """
     node = cfg.PSIS.RETINANET = CN()
+    # Weights that the towers start from: normal, sd 0.01 (paper) | msra, larger, as for FCOS.
+    node.TOWER_INIT = "normal"
     # The focal loss is divided by the number of positive anchors (paper) or by that plus the number
     # of images, "positives_and_images" (released code).
     node.CLS_NORMALIZER = "positives"

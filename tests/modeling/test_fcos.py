@@ -28,6 +28,15 @@ from detectron2.structures import Boxes
 from model_builders import partial_batch, tiny_config, tiny_model, training_losses
 
 FCOS = "quick/Base-shapes-FCOS.yaml"
+# Two levels, the paper's weights and focal loss: quick configs are tuned for few iterations.
+TWO_LEVELS = ("PSIS.FCOS.IN_FEATURES", ["p3", "p4"], "PSIS.FCOS.REGRESSION_LIMITS", [32])
+TWO_LEVELS += ("PSIS.FCOS.FOCAL_LOSS_ALPHA", 0.25, "PSIS.FCOS.FOCAL_LOSS_GAMMA", 2.0)
+TWO_LEVELS += ("PSIS.FCOS.SCORE_THRESH_TEST", 0.03, "PSIS.FCOS.TOWER_INIT", "normal")
+
+
+def fcos_model(*keys):
+    """A tiny model behind an FCOS of two levels."""
+    return tiny_model(*TWO_LEVELS, *keys, config=FCOS)
 
 
 def assigned_by_loops(centres, strides, ranges, boxes, radius) -> list[int]:
@@ -120,7 +129,7 @@ def test_every_assigned_object_is_one_that_the_location_may_predict():
 
 
 def test_labels_of_a_batch_are_those_of_each_image():
-    model = tiny_model(config=FCOS)
+    model = fcos_model()
     fcos = model.proposal_generator
     batch = partial_batch([[True] * 4, []], size=64)
     targets = [item["instances"] for item in batch]
@@ -148,7 +157,7 @@ def test_centerness_by_hand():
 
 @pytest.mark.parametrize("norm_targets", [True, False])
 def test_boxes_survive_encoding_and_decoding(norm_targets):
-    fcos = tiny_model("PSIS.FCOS.NORM_REG_TARGETS", norm_targets, config=FCOS).proposal_generator
+    fcos = fcos_model("PSIS.FCOS.NORM_REG_TARGETS", norm_targets).proposal_generator
     cells = torch.tensor([[0.0, 0, 8, 8], [16, 32, 32, 48]])
     boxes = torch.tensor([[-3.0, 1, 20, 9.5], [20, 30, 90, 41]])
     centres = (cells[:, :2] + cells[:, 2:]) / 2
@@ -183,7 +192,7 @@ def test_focal_loss_by_hand():
 
 def test_losses_by_hand():
     """One location of one level is positive; every term is written out."""
-    fcos = tiny_model(config=FCOS).proposal_generator
+    fcos = fcos_model().proposal_generator
     anchors = fcos.anchor_generator([torch.zeros(1, 16, 1, 1), torch.zeros(1, 16, 1, 1)])
     target = partial_batch([[True]])[0]["instances"]
     target.gt_boxes = Boxes(torch.tensor([[2.0, 0, 6, 8]]))  # 4 x 8 around (4, 4), stride 8
@@ -201,7 +210,7 @@ def test_losses_by_hand():
 
 
 def test_box_loss_is_weighted_by_centerness():
-    fcos = tiny_model(config=FCOS).proposal_generator
+    fcos = fcos_model().proposal_generator
     anchors = fcos.anchor_generator([torch.zeros(1, 16, 1, 2), torch.zeros(1, 16, 1, 1)])
     target = partial_batch([[True]])[0]["instances"]
     target.gt_boxes = Boxes(torch.tensor([[0.0, 0, 12, 8]]))  # around (6, 4)
@@ -346,7 +355,7 @@ def test_no_candidate_gives_no_proposal_with_all_fields():
 def test_centerness_in_scores(ranking, in_threshold, expected):
     keys = ("PSIS.FCOS.CENTERNESS_IN_RANKING", ranking)
     keys += ("PSIS.FCOS.CENTERNESS_IN_THRESHOLD", in_threshold)
-    fcos = tiny_model(*keys, config=FCOS).proposal_generator
+    fcos = fcos_model(*keys).proposal_generator
     logits = torch.tensor([[[0.8], [0.5]]]).logit()
     predictions = DensePredictions([logits], [], [torch.tensor([[0.5, 0.9]]).logit()])
     assert fcos.scores(predictions, 0.42)[0].flatten().tolist() == pytest.approx(expected)
@@ -355,7 +364,7 @@ def test_centerness_in_scores(ranking, in_threshold, expected):
 
 @pytest.mark.parametrize("branch", ["regression", "classification"])
 def test_centerness_branch(branch):
-    head = tiny_model("PSIS.FCOS.CENTERNESS_ON", branch, config=FCOS).proposal_generator.head
+    head = fcos_model("PSIS.FCOS.CENTERNESS_ON", branch).proposal_generator.head
     maps = [torch.randn(1, 16, 4, 4), torch.randn(1, 16, 2, 2)]
     sum(x.sum() for x in head(maps)[2]).backward()
     towers = {"regression": head.bbox_subnet, "classification": head.cls_subnet}
@@ -365,7 +374,7 @@ def test_centerness_branch(branch):
 
 
 def test_level_scales_scale_their_level():
-    head = tiny_model(config=FCOS).proposal_generator.head
+    head = fcos_model().proposal_generator.head
     maps = [torch.randn(1, 16, 4, 4), torch.randn(1, 16, 2, 2)]
     plain = head(maps)[1]
     with torch.no_grad():
@@ -373,19 +382,19 @@ def test_level_scales_scale_their_level():
     scaled = head(maps)[1]
     assert torch.equal(scaled[0], plain[0])
     assert torch.allclose(scaled[1], 3 * plain[1])
-    off = tiny_model("PSIS.FCOS.LEVEL_SCALES", False, config=FCOS).proposal_generator.head
+    off = fcos_model("PSIS.FCOS.LEVEL_SCALES", False).proposal_generator.head
     assert not off.scales.requires_grad
 
 
 def test_exponential_regression_is_positive():
-    head = tiny_model("PSIS.FCOS.NORM_REG_TARGETS", False, config=FCOS).proposal_generator.head
+    head = fcos_model("PSIS.FCOS.NORM_REG_TARGETS", False).proposal_generator.head
     maps = [torch.randn(1, 16, 4, 4), torch.randn(1, 16, 2, 2)]
     assert all(x.gt(0).all() for x in head(maps)[1])
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_a_batch_without_objects_trains_every_parameter(masks):
-    model = tiny_model("MODEL.MASK_ON", masks, config=FCOS)
+    model = fcos_model("MODEL.MASK_ON", masks)
     losses = training_losses(model, partial_batch([[], []]))
     assert losses["loss_box_reg"].item() == 0
     assert losses["loss_centerness"].item() == 0
@@ -398,7 +407,7 @@ def test_a_batch_without_objects_trains_every_parameter(masks):
 
 def test_detector_alone_learns_a_batch_and_finds_its_boxes():
     cfg = ("MODEL.MASK_ON", False, "PSIS.FCOS.TOWER_DIM", 32)
-    model = tiny_model(*cfg, config=FCOS)
+    model = fcos_model(*cfg)
     batch = partial_batch([[True]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(30):
@@ -416,6 +425,24 @@ def test_detector_alone_learns_a_batch_and_finds_its_boxes():
         assert detections.pred_classes[0] == truth.gt_classes[0]
         error = (detections.pred_boxes.tensor[0] - truth.gt_boxes.tensor[0]).abs().max()
         assert error < 4
+
+
+def test_one_level_needs_no_limits():
+    keys = ("PSIS.FCOS.IN_FEATURES", ["p3"], "PSIS.FCOS.REGRESSION_LIMITS", [])
+    assert fcos_model(*keys).proposal_generator.level_ranges == [(0.0, math.inf)]
+
+
+@pytest.mark.parametrize("detector", ["FCOS", "RetinaNet"])
+@pytest.mark.parametrize(("kind", "std"), [("normal", 0.01), ("msra", (2 / (9 * 64)) ** 0.5)])
+def test_initial_weights_of_the_towers(detector, kind, std):
+    keys = ("MODEL.FPN.OUT_CHANNELS", 64, "PSIS.FCOS.TOWER_DIM", 64)
+    keys += (f"PSIS.{detector.upper()}.TOWER_INIT", kind)
+    head = tiny_model(*keys, config=f"quick/Base-shapes-{detector}.yaml").proposal_generator.head
+    for tower in (head.cls_subnet, head.bbox_subnet):
+        weights = [m.weight for m in tower.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert len(weights) == 2
+        assert all(w.std().item() == pytest.approx(std, rel=0.05) for w in weights)
+    assert head.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
 def test_p6_and_p7_come_from_p5():
@@ -442,6 +469,7 @@ def test_group_norm_for_any_width():
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
+        ("TOWER_INIT", "zero", "TOWER_INIT is 'zero'; choose one of normal, msra"),
         ("CENTERNESS_ON", "both", "CENTERNESS_ON is 'both'; choose one of regression"),
         ("BBOX_REG_LOSS_TYPE", "l1", "BBOX_REG_LOSS_TYPE is 'l1'; choose one of giou, diou, ciou"),
         ("REGRESSION_LIMITS", [32, 64], "give 1 increasing numbers"),
@@ -449,4 +477,4 @@ def test_group_norm_for_any_width():
 )
 def test_bad_keys(key, value, sentence):
     with pytest.raises(UserError, match=sentence):
-        tiny_model(f"PSIS.FCOS.{key}", value, config=FCOS)
+        fcos_model(f"PSIS.FCOS.{key}", value)

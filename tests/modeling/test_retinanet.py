@@ -19,6 +19,10 @@ ONE_ANCHOR = ("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]])
 ONE_ANCHOR += ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]])
 # Anchors around the middle of their cells, so that they are easy to write down.
 ONE_ANCHOR += ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5)
+# Two levels and the paper's focal loss: quick configs are tuned for few iterations.
+ONE_ANCHOR += ("MODEL.RETINANET.IN_FEATURES", ["p3", "p4"])
+ONE_ANCHOR += ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0)
+ONE_ANCHOR += ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05)
 ONE_ANCHOR += ("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0))
 
 
@@ -222,10 +226,11 @@ def test_counts_are_averaged_over_processes(monkeypatch):
     ("key", "value", "sentence"),
     [
         ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "l3", "'l3'; choose one of smooth_l1, self_adj"),
+        ("PSIS.RETINANET.TOWER_INIT", "zero", "'zero'; choose one of normal, msra"),
         ("PSIS.RETINANET.CLS_NORMALIZER", "all", "'all'; choose one of positives, positives_and"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16, 20]], "the same number of sizes and ratios"),
     ],
 )
 def test_bad_keys(key, value, sentence):
     with pytest.raises(UserError, match=sentence):
-        tiny_model(key, value, config=RETINANET)
+        detector(key, value)

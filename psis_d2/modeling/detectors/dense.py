@@ -6,10 +6,12 @@ row, in [0, R), counts through the levels from high to low resolution.
 
 from dataclasses import dataclass
 
+import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
@@ -26,6 +28,26 @@ BOX_LOSSES = {
     "diou": distance_box_iou_loss,
     "ciou": complete_box_iou_loss,
 }
+
+
+TOWER_INITS = ("normal", "msra")
+
+
+def init_towers(head: RetinaNetHead, kind: str) -> None:
+    """Initialise the convolutions of both towers, in place.
+
+    Under a norm their scale changes no prediction, but the pace of an optimizer whose steps do not
+    shrink with the weights: AdamW at 0.001 turns weights of sd 0.01 by a tenth a step.
+
+    Args:
+        head: of Detectron2's layout, with ``cls_subnet`` and ``bbox_subnet``.
+        kind: "normal" leaves Detectron2's, sd 0.01, which is the papers'; "msra" is He et al.'s.
+    """
+    if kind == "msra":
+        for tower in (head.cls_subnet, head.bbox_subnet):
+            for layer in tower.modules():
+                if isinstance(layer, nn.Conv2d):
+                    weight_init.c2_msra_fill(layer)
 
 
 @dataclass(frozen=True)
@@ -156,6 +178,7 @@ class DenseDetector(nn.Module):
         anchor_generator, box2box_transform: Detectron2's.
         num_classes: K.
         focal_alpha, focal_gamma: see :func:`focal_loss`.
+        tower_init: see :func:`init_towers`.
         train_selection, test_selection: proposals in training and at test time.
     """
 
@@ -171,8 +194,10 @@ class DenseDetector(nn.Module):
         focal_gamma: float,
         train_selection: ProposalSelection,
         test_selection: ProposalSelection,
+        tower_init: str = "normal",
     ):
         super().__init__()
+        init_towers(head, tower_init)
         self.head = head
         self.in_features = in_features
         self.anchor_generator = anchor_generator

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.detectors.dense import (
     BOX_LOSSES,
+    TOWER_INITS,
     DenseDetector,
     DensePass,
     DensePredictions,
@@ -210,6 +211,7 @@ class FCOS(DenseDetector):
         node = cfg.PSIS.FCOS
         check_choice("PSIS.FCOS.CENTERNESS_ON", node.CENTERNESS_ON, CENTERNESS_BRANCHES)
         check_choice("PSIS.FCOS.BBOX_REG_LOSS_TYPE", node.BBOX_REG_LOSS_TYPE, BOX_LOSSES)
+        check_choice("PSIS.FCOS.TOWER_INIT", node.TOWER_INIT, TOWER_INITS)
         limits = list(node.REGRESSION_LIMITS)
         if len(limits) != len(node.IN_FEATURES) - 1 or limits != sorted(limits):
             raise UserError(
@@ -241,6 +243,7 @@ class FCOS(DenseDetector):
             "num_classes": num_classes,
             "focal_alpha": node.FOCAL_LOSS_ALPHA,
             "focal_gamma": node.FOCAL_LOSS_GAMMA,
+            "tower_init": node.TOWER_INIT,
             "train_selection": ProposalSelection(
                 # Nothing but a mask branch needs proposals in training.
                 node.SCORE_THRESH_TRAIN if cfg.MODEL.MASK_ON else math.inf,

@@ -8,6 +8,7 @@ import math
 from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.detectors.dense import (
     BOX_LOSSES,
+    TOWER_INITS,
     DenseDetector,
     DensePredictions,
     ProposalSelection,
@@ -118,6 +119,7 @@ class RetinaNet(DenseDetector):
         loss, losses = node.BBOX_REG_LOSS_TYPE, (*DELTA_LOSSES, *BOX_LOSSES)
         check_choice("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", loss, losses)
         check_choice("PSIS.RETINANET.CLS_NORMALIZER", extra.CLS_NORMALIZER, CLS_NORMALIZERS)
+        check_choice("PSIS.RETINANET.TOWER_INIT", extra.TOWER_INIT, TOWER_INITS)
         shapes = [input_shape[name] for name in node.IN_FEATURES]
         anchor_generator = build_anchor_generator(cfg, shapes)
         anchors_a_cell = set(anchor_generator.num_cell_anchors)
@@ -142,6 +144,7 @@ class RetinaNet(DenseDetector):
             "num_classes": num_classes,
             "focal_alpha": node.FOCAL_LOSS_ALPHA,
             "focal_gamma": node.FOCAL_LOSS_GAMMA,
+            "tower_init": extra.TOWER_INIT,
             "train_selection": ProposalSelection(
                 # Nothing but a mask branch needs proposals in training.
                 extra.SCORE_THRESH_TRAIN if cfg.MODEL.MASK_ON else math.inf,
