@@ -284,6 +284,7 @@ def test_coco_subset(coco_subset, tmp_path):
     small = """MODEL.WEIGHTS  INPUT.MIN_SIZE_TRAIN [128] INPUT.MAX_SIZE_TRAIN 192
         INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2
         SOLVER.STEPS [] DATALOADER.NUM_WORKERS 0 SOLVER.BASE_LR 0.001
+        MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 32
         MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"""  # nothing pretrained to freeze
     opts = small.split()
     opts.insert(1, "")

@@ -277,10 +277,11 @@ def test_proposals_know_their_anchors():
 
 
 def test_a_pass_hands_out_the_box_tower():
-    fcos = tiny_model(config=FCOS).proposal_generator.eval()
+    fcos = fcos_model().proposal_generator.eval()
     maps = {"p3": torch.randn(2, 16, 8, 8), "p4": torch.randn(2, 16, 4, 4)}
     found = fcos.detect(maps)
     assert found.losses == {}
+    assert len(found.predictions.tower) == 2
     for level, tower in enumerate(found.predictions.tower):
         assert torch.equal(tower, fcos.head.bbox_subnet(maps[f"p{level + 3}"]))
 
@@ -297,7 +298,7 @@ def dense_pass(fcos):
 
 
 def test_location_of_a_given_box():
-    fcos = tiny_model(config=FCOS).proposal_generator
+    fcos = fcos_model().proposal_generator
     found = dense_pass(fcos)
     given, label = [Boxes(torch.tensor([[8.0, 8, 32, 32]]))], [torch.tensor([3])]
     deltas, logits = found.predictions.deltas[0][0], found.predictions.logits[0][0]
@@ -320,7 +321,7 @@ def test_location_of_a_given_box():
 
 
 def test_a_given_box_that_no_location_may_predict_gets_the_nearest():
-    fcos = tiny_model(config=FCOS).proposal_generator
+    fcos = fcos_model().proposal_generator
     boxes = torch.tensor(
         [
             [9.0, 9, 11, 11],  # between the centres of stride 8: (12, 12) is nearest, row 9

@@ -1,6 +1,7 @@
 """CondInst and BoxInst: supervision, memory, what is logged, test time."""
 
 import logging
+import math
 import weakref
 
 import psis_d2.modeling  # noqa: F401
@@ -8,6 +9,7 @@ from psis_d2.engine.given_boxes import GivenBoxModel, ShrunkBoxModel
 from psis_d2.errors import UserError
 from psis_d2.modeling.condinst import mask_head
 from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
+from psis_d2.modeling.detectors.dense import ProposalSelection
 
 import pytest
 import torch
@@ -302,6 +304,7 @@ def test_masks_of_detections_and_of_given_boxes():
 
 def test_an_image_without_a_detection():
     model = condinst_model("boxinst").eval()
+    model.proposal_generator.test_selection = ProposalSelection(math.inf, 10, 0.6, 10)
     with torch.no_grad():
         found = model(partial_batch([[], []]))
     assert all(x["instances"].pred_masks.shape == (0, 64, 64) for x in found)
