@@ -4,10 +4,12 @@
     python tools/bench_shapes.py                        # all rows, three seeds
     python tools/bench_shapes.py --only agnostic oracle --seeds 0
     python tools/bench_shapes.py --write-expected       # and what the quick configs are checked for
+    python tools/bench_shapes.py --only agnostic --measure-again TEST.BOX_SHRINK 0.75
 
 A row is a file ``configs/quick/<row>_shapes.yaml``: add one, and it joins the table. A run leaves
 its figures in ``benchmarks/results/shapes/`` and is not repeated, so an interrupted bench continues
-and the page can be made of runs on several machines (``--fresh`` starts over). Rows without such a
+and the page can be made of runs on several machines (``--fresh`` starts over);
+``--measure-again`` evaluates its model with other options and adds what is new. Rows without such a
 file keep the lines of the page that is there. Runs go side by side, one thread each. Exits with 1
 if a claim of the page does not hold.
 """
@@ -35,6 +37,7 @@ from detectron2.data import MetadataCatalog
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quick"
 DATASET = "partial_shapes_val"
+OVERLAP = 0.3  # TEST.OVERLAP of the quick configs
 RECORDS = ROOT / "benchmarks" / "results" / "shapes"
 # What the figures do not say by themselves; the end of the page.
 REMARKS = ROOT / "benchmarks" / "shapes_remarks.md"
@@ -69,6 +72,39 @@ def commit() -> str:
     return (short.stdout.strip() or "unknown") + (" + changes" if changed.stdout.strip() else "")
 
 
+def train_net(config: Path, folder: Path, threads: int, *arguments: str) -> dict:
+    """Run ``train_net.py`` with its output in a folder; its results, {task: {metric: value}}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "train_net.py", "--config-file", str(config), *arguments]
+    command += ["OUTPUT_DIR", str(folder), "TEST.BOXES", "both", "TEST.EXPECTED_RESULTS", "[]"]
+    with open(folder / "stdout.txt", "w") as log:
+        status = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+    if status.returncode:
+        raise RuntimeError(f"{config.name} failed; the output is {folder}/stdout.txt")
+    return json.loads((folder / "results.json").read_text())
+
+
+def measure_again(
+    name: str, config: Path, seed: int, folder: Path, threads: int, options: list[str]
+) -> None:
+    """Evaluate a run's model with other options; tasks that are new join its record."""
+    model = folder / "model_final.pth"
+    if not model.exists():
+        sys.exit(f"error: {model} is not there; train the row first (--fresh --only {name}).")
+    record = record_of(name, seed)
+    done = json.loads(record.read_text())
+    weights = ["MODEL.WEIGHTS", str(model)]
+    results = train_net(config, folder / "again", threads, "--eval-only", *weights, *options)
+    done["results"] = {**results, **done["results"]}
+    record.write_text(json.dumps(done, indent=1) + "\n")
+
+
 def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
     """Train and evaluate one row with one seed, or read what an earlier call left.
 
@@ -80,22 +116,10 @@ def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
     if record.exists():
         return json.loads(record.read_text())
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     start = time.time()
-    command = [sys.executable, "train_net.py", "--config-file", str(config), "OUTPUT_DIR"]
-    command += [str(folder), "SEED", str(seed), "TEST.BOXES", "both", "TEST.EXPECTED_RESULTS", "[]"]
-    with open(folder / "stdout.txt", "w") as log:
-        status = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
-    if status.returncode:
-        raise RuntimeError(f"{name} with seed {seed} failed; its output is {folder}/stdout.txt")
+    results = train_net(config, folder, threads, "SEED", str(seed))
     done = {
-        "results": json.loads((folder / "results.json").read_text()),
+        "results": results,
         "minutes": (time.time() - start) / 60,
         "commit": commit(),
         "hardware": hardware(),
@@ -140,6 +164,13 @@ def main() -> None:
         action="store_true",
         help="train nothing: the page of the runs that are there",
     )
+    parser.add_argument(
+        "--measure-again",
+        nargs="+",
+        default=[],
+        metavar="OPTION",
+        help="config keys and values: evaluate the models once more, with these",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the rows' earlier runs")
     args = parser.parse_args()
     configs = quick_configs(args.only)
@@ -154,7 +185,10 @@ def main() -> None:
 
     def work(task):
         name, seed = task
-        done = run(name, configs[name], seed, args.output / f"{name}-{seed}", threads)
+        folder = args.output / f"{name}-{seed}"
+        done = run(name, configs[name], seed, folder, threads)
+        if args.measure_again:
+            measure_again(name, configs[name], seed, folder, threads, args.measure_again)
         unseen = done["results"]["gtbox_unseen"]["IoU"]
         print(f"{name} seed {seed}: {done['minutes']:.1f} min, unseen IoU {unseen:.1f}", flush=True)
 
@@ -163,7 +197,8 @@ def main() -> None:
 
     classes = MetadataCatalog.get(DATASET).thing_classes
     seen = resolve_seen_classes("shapes", classes, dataset_name=DATASET)
-    rows = [Row("box_fill", "Whole box filled, no model", [box_fill_results(DATASET, seen)])]
+    filled = box_fill_results(DATASET, seen, OVERLAP)
+    rows = [Row("box_fill", "Whole box filled, no model", [filled])]
     for name, config in quick_configs([]).items():
         runs = [json.loads(r.read_text()) for s in args.seeds if (r := record_of(name, s)).exists()]
         columns = ([r[key] for r in runs] for key in ("results", "minutes", "commit", "hardware"))

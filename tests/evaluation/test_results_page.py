@@ -86,3 +86,34 @@ def test_every_claim_names_a_quick_config():
     for claim in CLAIMS:
         for name in (claim.better[0], claim.worse[0]):
             assert (CONFIGS / "quick" / f"{name}_shapes.yaml").exists(), name
+
+
+def shrunk_row(name, iou, shrunk, ap, shrunk_ap):
+    tasks = {
+        **{f"gtbox_{group}": {"IoU": iou, "AP": iou} for group in ("seen", "unseen")},
+        **{f"shrunk_gtbox_{group}": {"IoU": shrunk} for group in ("seen", "unseen")},
+        "segm_all": {"AP": ap},
+        "shrunk_segm_all": {"AP": shrunk_ap},
+    }
+    return Row(name, name.title(), [tasks], [1.0], ["abc"])
+
+
+def test_side_tables_have_the_rows_that_were_measured_and_what_they_lost():
+    rows = [row("agnostic", [40.0]), shrunk_row("shapemask", 50.0, 47.5, 12.0, 9.0)]
+    page = render_page(rows, seeds=[0])
+    assert "Overlapped objects" not in page
+    side = page.split("## Boxes that are too small")[1].split("## Margins")[0]
+    lines = [line for line in side.splitlines() if "`" in line and line.startswith("|")]
+    assert lines == [
+        "| Shapemask | `shapemask` | 1 | 47.5 | 2.5 | 47.5 | 2.5 | 9.0 | 3.0 |",
+    ]
+    # The next page takes the row's line from the methods' table, not from this one.
+    assert lines_of(page)["shapemask"].startswith("| Shapemask | `shapemask` | 1 | 50.0 |")
+
+
+def test_expected_results_have_the_box_ap_where_it_was_measured():
+    results = [{"bbox_all": {"AP": ap}, "gtbox_seen": {"IoU": 60.0}} for ap in (20.0, 26.0)]
+    assert expected_results(Row("fcos", "FCOS", results)) == [
+        ["gtbox_seen", "IoU", 60.0, 3.0],
+        ["bbox_all", "AP", 23.0, 6.0],
+    ]
