@@ -1,0 +1,69 @@
+"""The configs for COCO as users run them, on a few real images: train, evaluate, evaluate again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.yaml")
+    # Visual Genome is other data: tests/data/datasets/test_visual_genome.py.
+    if not path.stem.startswith("Base-") and "vg3k" not in path.stem
+)
+FAST = "shapeprop_R50"
+SMALL = """INPUT.MIN_SIZE_TRAIN [128] INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 128
+    INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 SOLVER.STEPS []
+    SOLVER.BASE_LR 0.001 DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
+    PSIS.SHAPEMASK.NUM_PRIORS 1
+    MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"""  # nothing pretrained to freeze
+
+
+@pytest.fixture(scope="module")
+def some_of_coco(coco_subset, tmp_path_factory) -> Path:
+    """Eight training images and four to evaluate on, as ``DETECTRON2_DATASETS`` wants them."""
+    source, folder = Path(coco_subset) / "coco", tmp_path_factory.mktemp("datasets")
+    for split, count in (("train2017", 8), ("val2017", 4)):
+        content = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
+        annotated = {a["image_id"] for a in content["annotations"]}
+        content["images"] = [x for x in content["images"] if x["id"] in annotated][:count]
+        kept = {x["id"] for x in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        target = folder / "coco" / "annotations" / f"instances_{split}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(content))
+        (folder / "coco" / split).symlink_to((source / split).resolve())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in CONFIGS]
+)
+def test_trains_and_evaluates(name, some_of_coco, tmp_path):
+    options = ["MODEL.WEIGHTS", "", *SMALL.split(), "OUTPUT_DIR", str(tmp_path)]
+    if "fewshot" in name:  # the draw is tested in tests/data/test_fewshot.py
+        options += ["DATASETS.TRAIN", "['coco_2017_train']"]
+    runs = [[], ["--eval-only"]] if name == FAST else [[]]  # training ends with an evaluation
+    for extra in runs:
+        if extra:
+            options += ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+        command = [sys.executable, "train_net.py", "--config-file", f"configs/{name}.yaml"]
+        done = subprocess.run(
+            [*command, "--num-gpus", "0", *extra, *options],
+            cwd=ROOT,
+            env={**os.environ, "DETECTRON2_DATASETS": str(some_of_coco)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert {"bbox_seen", "bbox_unseen", "bbox_all"} <= results.keys()
+        boxes_only = name.startswith(("fcos", "retinanet", "fasterrcnn")) and "grabcut" not in name
+        assert ("segm_unseen" in results) != boxes_only
+        (tmp_path / "results.json").unlink()
+    (tmp_path / "model_final.pth").unlink()  # 100 to 700 MB of each config
