@@ -4,7 +4,7 @@
     python tools/bench_shapes.py                        # all rows, three seeds
     python tools/bench_shapes.py --only agnostic oracle --seeds 0
     python tools/bench_shapes.py --write-expected       # and what the quick configs are checked for
-    python tools/bench_shapes.py --only agnostic --measure-again TEST.BOX_SHRINK 0.75
+    python tools/bench_shapes.py --only agnostic --measure-again TEST.BOX_SHRINK 0.75 TEST.BOXES gt
 
 A row is a file ``configs/quick/<row>_shapes.yaml``: add one, and it joins the table. A run leaves
 its figures in ``benchmarks/results/shapes/`` and is not repeated, so an interrupted bench continues
@@ -72,11 +72,13 @@ def commit() -> str:
     return (short.stdout.strip() or "unknown") + (" + changes" if changed.stdout.strip() else "")
 
 
-def train_net(config: Path, folder: Path, threads: int, *arguments: str) -> dict:
+def train_net(
+    config: Path, folder: Path, threads: int, options: list[str], flags: tuple[str, ...] = ()
+) -> dict:
     """Run ``train_net.py`` with its output in a folder; its results, {task: {metric: value}}."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "train_net.py", "--config-file", str(config), *arguments]
-    command += ["OUTPUT_DIR", str(folder), "TEST.BOXES", "both", "TEST.EXPECTED_RESULTS", "[]"]
+    command = [sys.executable, "train_net.py", "--config-file", str(config), *flags, "OUTPUT_DIR"]
+    command += [str(folder), "TEST.BOXES", "both", "TEST.EXPECTED_RESULTS", "[]", *options]
     with open(folder / "stdout.txt", "w") as log:
         status = subprocess.run(
             command,
@@ -99,8 +101,8 @@ def measure_again(
         sys.exit(f"error: {model} is not there; train the row first (--fresh --only {name}).")
     record = record_of(name, seed)
     done = json.loads(record.read_text())
-    weights = ["MODEL.WEIGHTS", str(model)]
-    results = train_net(config, folder / "again", threads, "--eval-only", *weights, *options)
+    options = ["MODEL.WEIGHTS", str(model), *options]
+    results = train_net(config, folder / "again", threads, options, ("--eval-only",))
     done["results"] = {**results, **done["results"]}
     record.write_text(json.dumps(done, indent=1) + "\n")
 
@@ -117,7 +119,7 @@ def run(name: str, config: Path, seed: int, folder: Path, threads: int) -> dict:
         return json.loads(record.read_text())
     shutil.rmtree(folder, ignore_errors=True)
     start = time.time()
-    results = train_net(config, folder, threads, "SEED", str(seed))
+    results = train_net(config, folder, threads, ["SEED", str(seed)])
     done = {
         "results": results,
         "minutes": (time.time() - start) / 60,

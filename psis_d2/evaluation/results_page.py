@@ -169,14 +169,14 @@ The same measures on those objects alone whose boxes another object's mask fills
         "Boxes that are too small",
         """\
 Sides multiplied by random factors from U(0.75, 1) (ShapeMask, ICCV 2019, Tab. 3), the same for all
-rows: what is lost of the IoU in the annotations' boxes, and of the mask AP of detections.""",
+rows: the measures in the annotations' boxes, and what they lose.""",
         (
             Column("IoU seen", "shrunk_gtbox_seen", "IoU"),
             Column("lost", SEEN, "IoU", minus="shrunk_gtbox_seen"),
             Column("IoU unseen", "shrunk_gtbox_unseen", "IoU"),
             Column("lost", UNSEEN, "IoU", minus="shrunk_gtbox_unseen"),
-            Column("mask AP", "shrunk_segm_all", "AP"),
-            Column("lost", "segm_all", "AP", minus="shrunk_segm_all"),
+            Column("AP unseen", "shrunk_gtbox_unseen", "AP"),
+            Column("lost", UNSEEN, "AP", minus="shrunk_gtbox_unseen"),
         ),
     ),
 )
