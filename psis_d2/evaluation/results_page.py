@@ -109,6 +109,20 @@ CLAIMS = (
         4,
         "ShapeProp on ground-truth boxes beats the baseline",
     ),
+    Claim(
+        ("cpmask_faster_gt", UNSEEN),
+        ("agnostic_gt", UNSEEN),
+        "IoU",
+        2,
+        "CPMask beats the baseline on the same boxes",
+    ),
+    Claim(
+        ("cpmask_faster_gt_boundary", UNSEEN),
+        ("agnostic_gt_dropout", UNSEEN),
+        "IoU",
+        0,
+        "Its boundary module alone does not lose against channel dropout",
+    ),
 )
 
 
