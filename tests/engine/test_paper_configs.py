@@ -1,10 +1,12 @@
-"""The configs for COCO as users run them, on a few real images: train, evaluate, evaluate again."""
+"""The configs of the papers as users run them, on a few images: train, evaluate, evaluate again."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from psis_d2.data.datasets import partial_shapes
 
 import pytest
 
@@ -42,13 +44,38 @@ def some_of_coco(coco_subset, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def some_partial_shapes(tmp_path_factory) -> Path:
+    """As few images of PartialShapes."""
+    folder = tmp_path_factory.mktemp("datasets")
+    partial_shapes.generate(str(folder / "partial_shapes"), 8, 4, progress=False)
+    return folder
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in CONFIGS]
 )
-def test_trains_and_evaluates(name, some_of_coco, tmp_path):
-    options = ["MODEL.WEIGHTS", "", *SMALL.split(), "OUTPUT_DIR", str(tmp_path)]
+def test_trains_and_evaluates_on_coco(name, some_of_coco, tmp_path):
+    options = []
     if "fewshot" in name:  # the draw is tested in tests/data/test_fewshot.py
-        options += ["DATASETS.TRAIN", "['coco_2017_train']"]
+        options = ["DATASETS.TRAIN", "['coco_2017_train']"]
+    _train_and_evaluate(name, some_of_coco, tmp_path, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trains_and_evaluates_on_partial_shapes(name, some_partial_shapes, tmp_path):
+    options = ["DATASETS.TRAIN", "['partial_shapes_train']"]
+    options += ["DATASETS.TEST", "['partial_shapes_val']", "MODEL.ROI_HEADS.NUM_CLASSES", "20"]
+    if name not in FULLY_SUPERVISED:
+        options += ["PSIS.SEEN_CLASSES", "shapes"]
+    if name == "cpmask_fewshot_base_R50":
+        options += ["PSIS.TRAIN_CLASSES", "shapes"]
+    _train_and_evaluate(name, some_partial_shapes, tmp_path, options)
+
+
+def _train_and_evaluate(name: str, datasets: Path, tmp_path: Path, options: list[str]):
+    options = ["MODEL.WEIGHTS", "", *SMALL.split(), "OUTPUT_DIR", str(tmp_path), *options]
     runs = [[], ["--eval-only"]] if name == FAST else [[]]  # training ends with an evaluation
     for extra in runs:
         if extra:
@@ -57,7 +84,7 @@ def test_trains_and_evaluates(name, some_of_coco, tmp_path):
         done = subprocess.run(
             [*command, "--num-gpus", "0", *extra, *options],
             cwd=ROOT,
-            env={**os.environ, "DETECTRON2_DATASETS": str(some_of_coco)},
+            env={**os.environ, "DETECTRON2_DATASETS": str(datasets)},
             capture_output=True,
             text=True,
             timeout=900,
