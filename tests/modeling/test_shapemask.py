@@ -8,6 +8,7 @@ from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads.shapemask import (
     ShapeEstimation,
     ShapeMaskHead,
+    UpsampleThenPredict,
     fixed_crops,
     masked_mean,
     outer_boxes,
@@ -257,6 +258,22 @@ def test_options_of_the_fine_mask():
     _, coarse, _ = adding.masks(context)
     expected = context.features + adding.embed_coarse(coarse.sigmoid())
     torch.testing.assert_close(seen[1], expected)
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_upsampling_and_predictor_are_two_layers(outputs):
+    torch.manual_seed(0)
+    merged = UpsampleThenPredict(3, outputs, 2, initial_prob=0.01).double()
+    for layer in merged:
+        layer.bias.data.normal_()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, outputs, 8, 8, dtype=torch.float64)
+    results = []
+    for logits in (merged(x), merged[1](merged[0](x))):
+        inputs = [x, *merged.parameters()]
+        results.append([logits, *torch.autograd.grad((logits * weights).sum(), inputs)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("normalizer", ["foreground", "cells"])

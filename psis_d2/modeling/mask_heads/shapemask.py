@@ -207,10 +207,7 @@ class ShapeMaskHead(RegionMaskHead):
         self.coarse_predictor = _predictor(conv_dim, num_outputs, initial_prob)
         self.embed_coarse = _embedding(conv_dim) if add_coarse_mask else None
         self.trunk = conv_tower(conv_dim, conv_dim, num_convs, norm)
-        upsample = ConvTranspose2d(conv_dim, conv_dim, kernel_size=upsampling, stride=upsampling)
-        weight_init.c2_msra_fill(upsample)
-        # Nothing between the two, as released.
-        self.predictor = nn.Sequential(upsample, _predictor(conv_dim, num_outputs, initial_prob))
+        self.predictor = UpsampleThenPredict(conv_dim, num_outputs, upsampling, initial_prob)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -344,6 +341,33 @@ def _embedding(conv_dim: int) -> Conv2d:
     conv = Conv2d(1, conv_dim, kernel_size=1)
     weight_init.c2_xavier_fill(conv)
     return conv
+
+
+class UpsampleThenPredict(nn.Sequential):
+    """Transposed convolution and 1x1 predictor with nothing between, as ShapeMask is released.
+
+    Two linear layers are one: the predictor is applied to the weights of the upsampling instead of
+    its result, so that no map of ``conv_dim`` channels is ever as large as the masks.
+
+    Args:
+        conv_dim: channels of the input.
+        num_outputs: channels of the logits.
+        factor: times by which the side grows.
+        initial_prob: probability that the logits start from.
+    """
+
+    def __init__(self, conv_dim: int, num_outputs: int, factor: int, initial_prob: float):
+        upsample = ConvTranspose2d(conv_dim, conv_dim, kernel_size=factor, stride=factor)
+        weight_init.c2_msra_fill(upsample)
+        super().__init__(upsample, _predictor(conv_dim, num_outputs, initial_prob))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [R, conv_dim, P, P] to logits [R, num_outputs, factor * P, factor * P]."""
+        upsample, predictor = self
+        mix = predictor.weight.flatten(1)  # [num_outputs, conv_dim]
+        weight = torch.einsum("om,imhw->iohw", mix, upsample.weight)
+        bias = mix @ upsample.bias + predictor.bias
+        return F.conv_transpose2d(x, weight, bias, stride=upsample.stride)
 
 
 def _predictor(conv_dim: int, num_outputs: int, initial_prob: float) -> Conv2d:
