@@ -182,6 +182,27 @@ CLAIMS = (
         "... and than the same on ground-truth boxes",
         minus=UNSEEN,
     ),
+    Claim(
+        ("boxinst_mixed", UNSEEN),
+        ("boxinst", UNSEEN),
+        "IoU",
+        2,
+        "Masks of other categories help BoxInst",
+    ),
+    Claim(
+        ("boxinst_mixed", UNSEEN),
+        ("condinst_seen", UNSEEN),
+        "IoU",
+        2,
+        "Box losses help CondInst where there are no masks",
+    ),
+    Claim(
+        ("condinst", UNSEEN),
+        ("boxinst_mixed", UNSEEN),
+        "IoU",
+        2,
+        "Masks of all categories help it more",
+    ),
 )
 
 
