@@ -393,6 +393,8 @@ def _add_teacher_student_config(cfg: CN) -> None:
     node.PSEUDO_WEIGHT = 1.0
     # Build no teacher (of either architecture): for testing what tools/export_student.py writes.
     node.STUDENT_ONLY = False
+    # Masks of the student (as in the paper) | teacher, to see what the student made of them.
+    node.PREDICT_WITH = "student"
     # crf, as in the examples of pydensecrf, which the paper uses "with default parameters", though
     # it has none: updates ...
     node.CRF_STEPS = 5

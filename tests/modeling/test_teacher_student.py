@@ -548,6 +548,20 @@ def test_a_student_alone_predicts_the_same_and_has_no_teacher():
         assert torch.equal(one.pred_masks, other.pred_masks)
 
 
+def test_the_teacher_can_be_asked_at_test_time():
+    model = tiny_model(*TEACHER_STUDENT, f"{KEY}.PREDICT_WITH", "teacher").eval()
+    head = model.roi_heads.mask_head
+    alone = tiny_model(seed=1).eval()  # a class-agnostic head
+    alone.load_state_dict(model.state_dict(), strict=False)
+    alone.roi_heads.mask_head.load_state_dict(head.teacher.state_dict())
+    batch = partial_batch([[True, False]])
+    with torch.no_grad():
+        one, other = (
+            m.inference(batch, annotated_boxes(batch))[0]["instances"] for m in (model, alone)
+        )
+    assert torch.equal(one.pred_masks, other.pred_masks)
+
+
 def test_a_student_alone_cannot_be_trained():
     model = tiny_model(*TEACHER_STUDENT, f"{KEY}.STUDENT_ONLY", True)
     with pytest.raises(UserError, match="STUDENT_ONLY True builds a model without a teacher"):
@@ -562,6 +576,11 @@ def test_a_student_alone_cannot_be_trained():
         ((f"{KEY}.STUDENT", "MaskRCNNConvUpsampleHead"), "STUDENT is 'MaskRCNNConvUpsampleHead'"),
         ((f"{KEY}.POSTPROCESS", "none"), "choose one of threshold, interaction, crf"),
         ((f"{KEY}.STUDENT_CHANNELS", "some"), "choose one of own_class, all"),
+        ((f"{KEY}.PREDICT_WITH", "both"), "choose one of student, teacher"),
+        (
+            (f"{KEY}.PREDICT_WITH", "teacher", f"{KEY}.STUDENT_ONLY", True),
+            "with STUDENT_ONLY True there is none",
+        ),
         ((f"{KEY}.TEACHER_OPTS", ["MODEL.NO_SUCH_KEY", 1]), "TEACHER_OPTS is .*MODEL.NO_SUCH_KEY"),
         ((f"{KEY}.STUDENT_OPTS", ["MODEL.ROI_MASK_HEAD.NUM_CONV"]), "STUDENT_OPTS is .*by turns"),
     ],

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 POSTPROCESSINGS = (*PSEUDO_MASKS, "crf")
 STUDENT_CHANNELS = ("own_class", "all")
+PREDICT_WITH = ("student", "teacher")
 
 
 def resize_map(maps: Tensor, side: int) -> Tensor:
@@ -125,6 +126,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         teacher_weight, student_weight: factors of all losses of the two.
         pseudo_weight: factor of the loss of a region with a pseudo mask.
         student_only: forget the teacher; such a model can only be tested.
+        predict_with: whose masks are predicted, "student" or, to compare the two, "teacher".
     """
 
     trains_on = "foreground"
@@ -143,6 +145,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         student_weight: float = 1.0,
         pseudo_weight: float = 1.0,
         student_only: bool = False,
+        predict_with: str = "student",
     ):
         super().__init__(loss_weight=student_weight)
         self.regularise = nn.Identity()  # both heads have their own
@@ -154,6 +157,12 @@ class TeacherStudentMaskHead(RegionMaskHead):
         self.warm_start = warm_start
         self.teacher_weight = teacher_weight
         self.pseudo_weight = pseudo_weight
+        self.predict_with = predict_with
+        if student_only and predict_with == "teacher":
+            raise UserError(
+                "PSIS.TEACHER_STUDENT.PREDICT_WITH is teacher, but with STUDENT_ONLY True there is "
+                "none; set it to student."
+            )
 
         self.looks_around = teacher.looks_around
         self.canonical_frame = teacher.canonical_frame
@@ -170,6 +179,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         check_choice(
             "PSIS.TEACHER_STUDENT.STUDENT_CHANNELS", node.STUDENT_CHANNELS, STUDENT_CHANNELS
         )
+        check_choice("PSIS.TEACHER_STUDENT.PREDICT_WITH", node.PREDICT_WITH, PREDICT_WITH)
         # A teacher that only says what the student sees has no need of weights.
         with torch.device("meta") if node.STUDENT_ONLY else contextlib.nullcontext():
             teacher = _build_head(cfg, input_shape, "TEACHER", class_agnostic=True)
@@ -191,6 +201,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
             "student_weight": node.STUDENT_WEIGHT,
             "pseudo_weight": node.PSEUDO_WEIGHT,
             "student_only": node.STUDENT_ONLY,
+            "predict_with": node.PREDICT_WITH,
         }
 
     def frames(self, boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
@@ -198,12 +209,16 @@ class TeacherStudentMaskHead(RegionMaskHead):
         return self._frames(boxes, image_size)
 
     def predict(self, context: RegionContext) -> Tensor:
-        """The student's mask logits."""
-        return self.student.predict(context)
+        """Mask logits of the student, or of the teacher, see ``predict_with``."""
+        return self._predicting.predict(context)
 
     def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
-        """The student's, see :class:`RegionMaskHead`."""
-        return self.student.heat_maps(context)
+        """Those of the head that predicts, see :class:`RegionMaskHead`."""
+        return self._predicting.heat_maps(context)
+
+    @property
+    def _predicting(self) -> RegionMaskHead:
+        return self.teacher if self.predict_with == "teacher" else self.student
 
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """``loss_mask``, the student's, and the teacher's, ``loss_mask_teacher`` among them.
