@@ -146,6 +146,13 @@ CLAIMS = (
         "Its boundary module alone does not lose against channel dropout",
     ),
     Claim(
+        ("shapeprop_retinamask", UNSEEN),
+        ("retinamask", UNSEEN),
+        "IoU",
+        4,
+        "ShapeProp on RetinaMask beats RetinaMask",
+    ),
+    Claim(
         ("shapemask", UNSEEN),
         ("retinamask_jitter", UNSEEN),
         "IoU",
