@@ -376,6 +376,8 @@ def _add_teacher_student_config(cfg: CN) -> None:
     node.STUDENT_OPTS = []
     # From the teacher's probability to a mask: threshold | crf, then threshold | interaction, the
     # mean with the student's own, then threshold: in Tab. 5 as good as CRF in a third of its time.
+    # Beside a teacher that is not sure, interaction can end in empty masks: watch the logged
+    # pseudo_masks/foreground (RESULTS.md has such a case).
     node.POSTPROCESS = "interaction"
     # A cell is foreground from this probability on (paper sec. 4.2).
     node.THRESHOLD = 0.5

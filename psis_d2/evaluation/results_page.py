@@ -190,6 +190,20 @@ CLAIMS = (
         minus=UNSEEN,
     ),
     Claim(
+        ("teacher_student_gt_threshold", UNSEEN),
+        ("agnostic_gt", UNSEEN),
+        "IoU",
+        0,
+        "A student by threshold does not lose against a teacher alone",
+    ),
+    Claim(
+        ("teacher_student_gt_threshold", "gtbox_overlapped_unseen"),
+        ("agnostic_gt", "gtbox_overlapped_unseen"),
+        "IoU",
+        0,
+        "... nor on overlapped objects",
+    ),
+    Claim(
         ("boxinst_mixed", UNSEEN),
         ("boxinst", UNSEEN),
         "IoU",
