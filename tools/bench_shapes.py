@@ -31,6 +31,7 @@ from psis_d2.data.build import get_dataset_dicts
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.evaluation import box_fill_results
 from psis_d2.evaluation.results_page import CLAIMS, Row, expected_results, hardware, render_page
+from psis_d2.evaluation.results_picture import results_picture
 
 from detectron2.data import MetadataCatalog
 
@@ -41,6 +42,7 @@ OVERLAP = 0.3  # TEST.OVERLAP of the quick configs
 RECORDS = ROOT / "benchmarks" / "results" / "shapes"
 # What the figures do not say by themselves; the end of the page.
 REMARKS = ROOT / "benchmarks" / "shapes_remarks.md"
+PAGE, PICTURE = ROOT / "RESULTS.md", ROOT / "docs" / "results.png"
 
 
 def quick_configs(only: list[str]) -> dict[str, Path]:
@@ -157,7 +159,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows, by config name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "bench_shapes")
-    parser.add_argument("--page", type=Path, default=ROOT / "RESULTS.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="default: beside --page")
     parser.add_argument(
         "--write-expected", action="store_true", help="update EXPECTED_RESULTS of the quick configs"
     )
@@ -209,10 +212,13 @@ def main() -> None:
             write_expected(config, rows[-1])
     remarks = REMARKS.read_text()
     earlier = args.page.read_text() if args.page.exists() else ""
-    page = render_page(rows, seeds=args.seeds, remarks=remarks, earlier=earlier)
+    drawn = args.picture or (PICTURE if args.page == PAGE else args.page.with_suffix(".png"))
+    results_picture(rows).savefig(drawn, dpi=110)
+    picture = os.path.relpath(drawn, args.page.parent)
+    page = render_page(rows, seeds=args.seeds, picture=picture, remarks=remarks, earlier=earlier)
     args.page.write_text(page)
     print(page)
-    print(f"Written to {args.page}")
+    print(f"Written to {args.page} and {drawn}")
     if broken := [claim.words for claim in CLAIMS if not claim.holds(rows)]:
         sys.exit(f"error: {len(broken)} claims do not hold, see the page: {'; '.join(broken)}.")
 

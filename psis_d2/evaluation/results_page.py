@@ -377,13 +377,19 @@ def render_claims(rows: Sequence[Row], earlier: Mapping[str, str] | None = None)
 
 
 def render_page(
-    rows: Sequence[Row], *, seeds: Sequence[int], remarks: str = "", earlier: str = ""
+    rows: Sequence[Row],
+    *,
+    seeds: Sequence[int],
+    picture: str = "",
+    remarks: str = "",
+    earlier: str = "",
 ) -> str:
     """The whole of RESULTS.md.
 
     Args:
         rows: in the table's order.
         seeds: training seeds of the runs.
+        picture: where the page finds that of :func:`results_picture`, "" for none.
         remarks: markdown for the end of the page, with its own heading.
         earlier: the page that is replaced: rows without results, and claims about them, keep their
             lines, and what it says of commits and machines stays.
@@ -394,6 +400,7 @@ def render_page(
         commits |= set(kept[1].split(", "))
         machines |= set(kept[2].split("; "))
     old_lines = lines_of(earlier)
+    shown = f"![IoU of every row on seen and unseen categories]({picture})\n\n" if picture else ""
     today = datetime.date.today().isoformat()
     return f"""# Results
 
@@ -413,7 +420,7 @@ training, unseen = boxes only. All seeds share one data set, so the spread is th
 alone. Minutes are those of a machine that other jobs shared. The runs' figures are in
 `benchmarks/results/shapes/`; rows without a file there were measured before it was kept.
 
-{render_table(rows, old_lines)}
+{shown}{render_table(rows, old_lines)}
 
 {render_side_tables(rows)}## Margins
 
