@@ -53,6 +53,22 @@ def test_train_evaluate_reload(data, tmp_path):
     assert stored == {"class_names": ["box", "cup", "hat"], "seen_ids": [0]}
 
 
+@pytest.mark.parametrize(("boxes", "other"), [("gt", "bbox_all"), ("detected", "gtbox_seen")])
+def test_results_are_expected_of_the_boxes_that_are_measured(boxes, other, data, tmp_path):
+    task, metric = ("gtbox_seen", "IoU") if boxes == "gt" else ("bbox_all", "AP")
+    line = command_line(data, tmp_path, "TEST.BOXES", boxes)
+    results = run(line) or json.loads((tmp_path / "results.json").read_text())
+    right = [[task, metric, results[task][metric], 0.1], [other, "AP", 50.0, 0.1]]
+    wrong = [[task, metric, results[task][metric] + 1, 0.1]]
+    line += ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "TEST.EXPECTED_RESULTS"]
+    assert run(["--eval-only", *line, str(right)])[task][metric] == results[task][metric]
+    log = (tmp_path / "log.txt").read_text()
+    assert f"TEST.BOXES {boxes} does not measure {other}" in log
+    with pytest.raises(SystemExit) as stop:
+        run(["--eval-only", *line, str(wrong)])
+    assert stop.value.code == 1
+
+
 def test_shape_priors_are_made_by_the_way(data, tmp_path):
     """Training makes its priors, evaluation needs no file of them; shrunk boxes are measured."""
     options = ["TEST.BOXES", "gt", "TEST.BOX_SHRINK", 0.75, "PSIS.SHAPEMASK.NUM_PRIORS", 3]
