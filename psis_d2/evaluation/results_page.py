@@ -132,6 +132,13 @@ CLAIMS = (
         "ShapeProp on ground-truth boxes beats the baseline",
     ),
     Claim(
+        ("shapeprop_gt", UNSEEN),
+        ("agnostic_gt_dropout", UNSEEN),
+        "IoU",
+        2,
+        "... and channel dropout on the same boxes",
+    ),
+    Claim(
         ("cpmask_faster_gt", UNSEEN),
         ("agnostic_gt", UNSEEN),
         "IoU",
