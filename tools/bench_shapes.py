@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "bench_shapes")
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="default: beside --page")
+    parser.add_argument(
+        "--picture", type=Path, help="default: docs/results.png, or beside another --page"
+    )
     parser.add_argument(
         "--write-expected", action="store_true", help="update EXPECTED_RESULTS of the quick configs"
     )
