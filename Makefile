@@ -52,7 +52,7 @@ format: env ## put Python, C++ and CUDA into the checked format
 	@$(VENV_PYTHON) -m ruff format .
 	@.venv/bin/clang-format -i $(CPP_FILES)
 
-doctor: env ## versions, what was built, which path every op takes, and how to mend what is wrong
+doctor: env ## versions, what was built, which path every op takes, and how to fix what is wrong
 	@$(VENV_PYTHON) -m psis_d2.doctor
 
 env: ## .venv with pinned packages and Detectron2

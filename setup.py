@@ -7,7 +7,7 @@ Environment:
         if PyTorch has CUDA and its nvcc is found, whether or not the machine has a GPU.
     TORCH_CUDA_ARCH_LIST: architectures, as PyTorch spells them. Unset: the GPU that is there, else
         8.0;9.0+PTX.
-    DEBUG: 1 builds without optimisation, with debug symbols and line information.
+    DEBUG: 1 builds without optimization, with debug symbols and line information.
 """
 
 import glob

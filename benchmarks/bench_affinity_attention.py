@@ -4,8 +4,8 @@
 
 Rivals: "literal", the equations one by one; "products", layer_norm and batched products, still with
 the whole matrix of affinities; "sdpa", PyTorch's scaled_dot_product_attention with the foreground
-as one more channel of the value, the op's twin, in the backend that PyTorch picks and in each of
-its backends. benchmarks/common.py says how they are compared.
+as one more channel of the value, the op's reference, in the backend that PyTorch picks and in each
+of its backends. benchmarks/common.py says how they are compared.
 
 Inputs are smooth fields: of random ones every pixel resembles itself only, whatever the errors.
 """
@@ -26,11 +26,11 @@ EPS = 1e-5
 def literal(theta: Tensor, phi: Tensor, value: Tensor, foreground: Tensor, scale: float):
     """The equations."""
 
-    def normalise(x: Tensor) -> Tensor:
+    def normalize(x: Tensor) -> Tensor:
         x = x.flatten(2)
         return (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + EPS).sqrt()
 
-    scores = normalise(theta).transpose(1, 2) @ normalise(phi)
+    scores = normalize(theta).transpose(1, 2) @ normalize(phi)
     affinities = (scores * scale).softmax(2)
     attended = (affinities @ value.flatten(2).transpose(1, 2)).transpose(1, 2)
     sums = (affinities * foreground.flatten(1)[:, None]).sum(2)
@@ -49,7 +49,7 @@ def products(theta: Tensor, phi: Tensor, value: Tensor, foreground: Tensor, scal
 
 
 def in_backend(backend: SDPBackend) -> Callable:
-    """The twin in one of PyTorch's backends."""
+    """The reference in one of PyTorch's backends."""
 
     def run(*arguments):
         try:

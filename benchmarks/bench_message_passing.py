@@ -4,7 +4,7 @@
 
 Rivals: "authors", the released code's form (F.unfold, which launches once per region on CUDA);
 "unfold", the same with regions and channels folded into one image; "shifts", nine shifted views of
-the padded map, the op's twin. benchmarks/common.py says how they are compared.
+the padded map, the op's reference. benchmarks/common.py says how they are compared.
 """
 
 from psis_d2.ops import message_passing, reference
@@ -18,7 +18,7 @@ from torch import Tensor
 def authors(m0: Tensor, weights: Tensor, steps: int, norm: str) -> Tensor:
     """ShapeProp's form: unfold, multiply, sum."""
     n, c, h, w = m0.shape
-    kernel = reference.normalise_weights(weights.reshape(n, -1, 9, h, w), norm).flatten(3)
+    kernel = reference.normalize_weights(weights.reshape(n, -1, 9, h, w), norm).flatten(3)
     for _ in range(steps):
         windows = F.unfold(m0, 3, padding=1).view(n, c, 9, h * w)
         m0 = (windows * kernel).sum(2).view(n, c, h, w)
@@ -28,7 +28,7 @@ def authors(m0: Tensor, weights: Tensor, steps: int, norm: str) -> Tensor:
 def unfold(m0: Tensor, weights: Tensor, steps: int, norm: str) -> Tensor:
     """The same with one unfold for all regions: channels are independent."""
     n, c, h, w = m0.shape
-    kernel = reference.normalise_weights(weights.reshape(n, -1, 9, h, w), norm).flatten(3)
+    kernel = reference.normalize_weights(weights.reshape(n, -1, 9, h, w), norm).flatten(3)
     for _ in range(steps):
         windows = F.unfold(m0.view(1, n * c, h, w), 3, padding=1).view(n, c, 9, h * w)
         m0 = (windows * kernel).sum(2).view(n, c, h, w)

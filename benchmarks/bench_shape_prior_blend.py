@@ -4,8 +4,8 @@
 
 Rivals: "gather", the released code's form (every box gets a copy of its priors, which are weighed
 and summed) with F.grid_sample; "product", the same by matrix products; "hats", matrix products for
-the placement too, the op's twin. The priors are fixed, as the method's are: gradients are those of
-the logits. benchmarks/common.py says how they are compared.
+the placement too, the op's reference. The priors are fixed, as the method's are: gradients are
+those of the logits. benchmarks/common.py says how they are compared.
 """
 
 from psis_d2.ops import reference, shape_prior_blend
@@ -25,8 +25,8 @@ def place(blended: Tensor, boxes: Tensor, frames: Tensor, size: tuple[int, int])
     for axis, cells in ((0, w), (1, h)):
         begin, extent = boxes[:, axis, None], (boxes[:, axis + 2] - boxes[:, axis])[:, None]
         unit = (frames[:, axis + 2] - frames[:, axis])[:, None] / cells
-        centres = torch.arange(cells, device=boxes.device, dtype=boxes.dtype) + 0.5
-        coordinates.append(2 * (frames[:, axis, None] - begin + centres * unit) / extent - 1)
+        centers = torch.arange(cells, device=boxes.device, dtype=boxes.dtype) + 0.5
+        coordinates.append(2 * (frames[:, axis, None] - begin + centers * unit) / extent - 1)
     x, y = coordinates
     grid = torch.stack([x[:, None].expand(n, h, w), y[:, :, None].expand(n, h, w)], dim=-1)
     return F.grid_sample(blended[:, None], grid, align_corners=False)[:, 0]

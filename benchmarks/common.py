@@ -220,7 +220,7 @@ def copies(call: Call, device: str) -> list[Call]:
     tensors = [*call.inputs, *call.grads]
     size = max(1, sum(t.numel() * t.element_size() for t in tensors))
     count = min(MOST_SETS, math.ceil(L2_TURNS * cache / size))
-    twins = [
+    references = [
         replace(
             call,
             inputs=[t.detach().clone().requires_grad_() for t in call.inputs],
@@ -228,7 +228,7 @@ def copies(call: Call, device: str) -> list[Call]:
         )
         for _ in range(max(0, count - 1))
     ]
-    return [call, *twins]
+    return [call, *references]
 
 
 def mark_any_size(call: Call) -> None:

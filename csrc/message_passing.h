@@ -10,7 +10,7 @@
 
 namespace psis_d2 {
 
-constexpr int kTaps = 9;          // 3x3 neighbourhood, row-major
+constexpr int kTaps = 9;          // 3x3 neighborhood, row-major
 constexpr double kSumEps = 1e-5;  // of "sigmoid_sum", as released by ShapeProp's authors
 constexpr int kMaxCudaSide = 64;  // largest H or W of the CUDA kernel
 

@@ -53,7 +53,7 @@ def add_psis_config(cfg: CN) -> None:
     # proposals (Mask R-CNN) | gt (CPMask's and DeepMAC's released code) | jittered_gt (ShapeMask).
     # The most valuable switch for unseen categories in the literature (DeepMAC, ICCV 2021).
     cfg.PSIS.MASK_TRAIN_BOXES = "proposals"
-    # Noise of jittered_gt: sd of the centre and log-size shifts, in units of the box (ShapeMask).
+    # Noise of jittered_gt: sd of the center and log-size shifts, in units of the box (ShapeMask).
     cfg.PSIS.BOX_JITTER_STD = 0.1
     # At most so many annotated boxes an image, drawn anew each time; 0 = all (ShapeMask: 8).
     cfg.PSIS.MASK_BOXES_PER_IMAGE = 0
@@ -62,7 +62,7 @@ def add_psis_config(cfg: CN) -> None:
     # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
     cfg.PSIS.TRAIN_ONLY = ""
 
-    # ---- regularisers of any RoI mask head, training only --------------------------------------
+    # ---- regularizers of any RoI mask head, training only --------------------------------------
     # Drop channels of the RoI features: the control that a method's gain has to beat.
     cfg.PSIS.ROI_CHANNEL_DROPOUT = 0.0
     # Share of RoIs that lose all RoI features, so that a head with a shape prior learns to use it.
@@ -116,7 +116,7 @@ def add_psis_config(cfg: CN) -> None:
 def _add_grabcut_config(cfg: CN) -> None:
     """GrabCut (Rother et al., SIGGRAPH 2004); the papers name no settings."""
     node = cfg.PSIS.GRABCUT = CN()
-    # Turns of colour models and cut.
+    # Turns of color models and cut.
     node.ITERATIONS = 5
     # Background for sure is a band around the box, this many box sides wide: the whole image, the
     # original's choice, costs several times the time.
@@ -195,7 +195,7 @@ def _add_opmask_config(cfg: CN) -> None:
     """
     node = cfg.PSIS.OPMASK = CN()
     # Scale each class activation map to [0, 1] (released code); False: add it as it is.
-    node.CAM_NORMALISED = True
+    node.CAM_NORMALIZED = True
     # Add the classifier's bias to the map ("Rethinking Mask Heads", Eq. 9). It is one number a
     # class, which the scaling takes away again.
     node.CAM_BIAS = False
@@ -212,7 +212,7 @@ def _add_fcos_config(cfg: CN) -> None:
     # A level predicts boxes whose farthest side is at most so many pixels away, and farther than
     # the level before allows; the last level has no limit (paper sec. 3.2).
     node.REGRESSION_LIMITS = [64, 128, 256, 512]
-    # Only locations this many strides around a box's centre are positive; 0 = the whole box
+    # Only locations this many strides around a box's center are positive; 0 = the whole box
     # (first version of the paper), 1.5 in the released code.
     node.CENTER_RADIUS = 1.5
     # Convolutions of each of the two towers (paper: 4) ...
@@ -327,7 +327,7 @@ def _add_shapemask_config(cfg: CN) -> None:
     node.PRIORS_MAX_MASKS = 50000
     # False: a uniform box in place of the blended prior (ablation, paper Tab. 4).
     node.SHAPE_PRIOR = True
-    # False: features that are not centred on the instance (ablation, paper Tab. 4).
+    # False: features that are not centered on the instance (ablation, paper Tab. 4).
     node.INSTANCE_EMBEDDING = True
     # What a crop shows: outer_box = the box enlarged, resized to the crop's side (released code) |
     # fixed = that many cells around the box on the level of Eq. 10, not resized (paper).
@@ -403,10 +403,10 @@ def _add_teacher_student_config(cfg: CN) -> None:
     # ... weight and width in cells of the kernel of positions ...
     node.CRF_GAUSSIAN_WEIGHT = 3.0
     node.CRF_GAUSSIAN_SIGMA = 3.0
-    # ... and of that of positions and colours, whose third number is in grey levels, 0 to 255.
+    # ... and of that of positions and colors, whose third number is in gray levels, 0 to 255.
     node.CRF_BILATERAL_WEIGHT = 10.0
     node.CRF_BILATERAL_SIGMA = 80.0
-    node.CRF_COLOUR_SIGMA = 13.0
+    node.CRF_COLOR_SIGMA = 13.0
 
 
 def _add_condinst_config(cfg: CN) -> None:
@@ -438,9 +438,9 @@ def _add_condinst_config(cfg: CN) -> None:
     node.MAX_INSTANCES = 500
     # So many have masks in memory at a time, for the gradient they are made twice; 0 = all.
     node.INSTANCES_AT_A_TIME = 64
-    # Distance of the eight neighbours that a pixel is paired with, at the masks' resolution.
+    # Distance of the eight neighbors that a pixel is paired with, at the masks' resolution.
     node.PAIRWISE_DILATION = 2
-    # Pairs whose colours are at least so similar belong together (BoxInst).
+    # Pairs whose colors are at least so similar belong together (BoxInst).
     node.COLOR_THRESHOLD = 0.3
     # Iterations in which their loss grows to its full weight (BoxInst's released code).
     node.PAIRWISE_WARMUP = 10000

@@ -1,4 +1,4 @@
-"""What is installed, what was built, which path every op takes; and how to mend what is wrong.
+"""What is installed, what was built, which path every op takes; and how to fix what is wrong.
 
     python -m psis_d2.doctor
 
@@ -94,14 +94,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One thing that is wrong; `blocks` if psis_d2 does not work until it is mended."""
+    """One thing that is wrong; `blocks` if psis_d2 does not work until it is fixed."""
 
     blocks: bool
     what: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{'problem' if self.blocks else 'note'}: {self.what}; {self.mend}."
+        return f"{'problem' if self.blocks else 'note'}: {self.what}; {self.fix}."
 
 
 # ---------------------------------------------------------------------------------- facts
@@ -242,14 +242,14 @@ def _installation(facts: Facts):
         yield Verdict(True, f"PyTorch: {facts.torch}", "run make env, or pip install torch")
         return  # everything below needs it
     if not facts.torchvision.works:
-        mend = f"install the torchvision that belongs to torch {facts.torch.version}"
-        yield Verdict(True, f"torchvision: {facts.torchvision}", mend)
+        fix = f"install the torchvision that belongs to torch {facts.torch.version}"
+        yield Verdict(True, f"torchvision: {facts.torchvision}", fix)
     if facts.detectron2.error:
-        mend = "rebuild it against this PyTorch" if facts.detectron2_extension else "reinstall it"
-        yield Verdict(True, f"Detectron2: {facts.detectron2}", mend)
+        fix = "rebuild it against this PyTorch" if facts.detectron2_extension else "reinstall it"
+        yield Verdict(True, f"Detectron2: {facts.detectron2}", fix)
     elif not facts.detectron2.works:
-        mend = "run make env, which installs v0.6, or install it from its repository"
-        yield Verdict(True, "Detectron2: not installed", mend)
+        fix = "run make env, which installs v0.6, or install it from its repository"
+        yield Verdict(True, "Detectron2: not installed", fix)
     if not facts.pkg_resources:
         what = "pkg_resources, which Detectron2's model zoo imports, is missing"
         yield Verdict(True, what, 'run pip install "setuptools<81"')
@@ -263,18 +263,18 @@ def _gpu(facts: Facts):
         yield Verdict(False, what, "install a CUDA build of torch to train on the GPU")
     else:
         what = f"torch, built for CUDA {facts.torch_cuda}, sees no GPU although a driver is there"
-        mend = "run nvidia-smi: update an older driver, and check CUDA_VISIBLE_DEVICES"
-        yield Verdict(False, what, mend)
+        fix = "run nvidia-smi: update an older driver, and check CUDA_VISIBLE_DEVICES"
+        yield Verdict(False, what, fix)
 
 
 def _extension(facts: Facts):
     if not facts.torch.works:
         return
     if facts.extension_error:
-        # A whole sentence, which says how to mend it.
-        sentence, _, mend = facts.extension_error.rstrip(".").rpartition("; ")
+        # A whole sentence, which says how to fix it.
+        sentence, _, fix = facts.extension_error.rstrip(".").rpartition("; ")
         what = f"every op runs in plain PyTorch, which is slower: {sentence}"
-        yield Verdict(False, what, mend)
+        yield Verdict(False, what, fix)
         return
     built_for = facts.build.get("torch", "")
     if built_for and built_for != facts.torch.version:
@@ -286,19 +286,19 @@ def _extension(facts: Facts):
         what = "the extension has no CUDA kernels, on the GPU every op runs in plain PyTorch"
         same_major = facts.nvcc.split(".")[0] == facts.torch_cuda.split(".")[0]
         if facts.nvcc and same_major:
-            mend = "build it anew with make clean, then PSIS_D2_BUILD_CUDA=1 make build"
+            fix = "build it anew with make clean, then PSIS_D2_BUILD_CUDA=1 make build"
         else:
             there = f"nvcc {facts.nvcc} is there" if facts.nvcc else "no nvcc was found"
-            mend = f"install the CUDA {facts.torch_cuda} toolkit ({there}), then make clean build"
-        yield Verdict(False, what, mend)
+            fix = f"install the CUDA {facts.torch_cuda} toolkit ({there}), then make clean build"
+        yield Verdict(False, what, fix)
         return
     archs = facts.build.get("archs", "")
     for gpu in dict.fromkeys(facts.gpus):
         if archs and not covers(archs, gpu.capability):
             major, minor = gpu.capability
             what = f"the extension is built for {archs}, which {gpu.name} cannot run"
-            mend = f'build it anew with TORCH_CUDA_ARCH_LIST="{major}.{minor}" make build'
-            yield Verdict(True, what, mend)
+            fix = f'build it anew with TORCH_CUDA_ARCH_LIST="{major}.{minor}" make build'
+            yield Verdict(True, what, fix)
 
 
 def covers(archs: str, capability: tuple[int, int]) -> bool:
@@ -324,8 +324,8 @@ def _datasets(facts: Facts):
         yield Verdict(False, what, "correct it, or create the folder")
     elif not facts.coco:
         what = f"COCO is not in {facts.datasets}"
-        mend = "for COCO, set DETECTRON2_DATASETS to the folder that holds coco/annotations"
-        yield Verdict(False, what, mend)
+        fix = "for COCO, set DETECTRON2_DATASETS to the folder that holds coco/annotations"
+        yield Verdict(False, what, fix)
 
 
 # ---------------------------------------------------------------------------------- the report
@@ -378,7 +378,7 @@ def main() -> int:
     for verdict in found:
         print(verdict)
     blocked = sum(verdict.blocks for verdict in found)
-    print(f"{blocked} to mend first." if blocked else "psis_d2 works here.")
+    print(f"{blocked} to fix first." if blocked else "psis_d2 works here.")
     return 1 if blocked else 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. ``str(error)`` is one sentence that names the thing and how to mend it.
+    """Bad input. ``str(error)`` is one sentence that names the thing and how to fix it.
 
     Entry points print it as ``error: <sentence>`` and exit with status 2 instead of showing a
     traceback; everything else that goes wrong is a fault of the code and keeps its traceback.

@@ -1,4 +1,4 @@
-"""Pictures of predictions: which category was seen with masks is told by colour and a mark.
+"""Pictures of predictions: which category was seen with masks is told by color and a mark.
 
 Images are enlarged before anything is drawn, so that labels stay legible on small ones. All images
 here are RGB uint8 ``[H, W, 3]``.
@@ -15,7 +15,7 @@ from psis_d2.errors import UserError
 import cv2
 import numpy as np
 
-# Cool colours for seen categories and warm ones for unseen categories.
+# Cool colors for seen categories and warm ones for unseen categories.
 SEEN_COLORS = ((46, 204, 113), (52, 152, 255), (0, 206, 201), (116, 125, 255), (152, 224, 60))
 UNSEEN_COLORS = ((255, 107, 53), (255, 64, 129), (255, 193, 30), (232, 65, 65), (255, 140, 205))
 
@@ -37,9 +37,9 @@ _MASK_OPACITY = 0.5
 def instance_colors(
     category_ids: Sequence[int], seen_ids: Collection[int]
 ) -> list[tuple[int, int, int]]:
-    """A colour for each instance of an image, of the warm family for unseen categories.
+    """A color for each instance of an image, of the warm family for unseen categories.
 
-    The category chooses the colour, so that prediction and ground truth look alike; where it is
+    The category chooses the color, so that prediction and ground truth look alike; where it is
     taken by an earlier instance, the next free one of the family is used.
     """
     colors: list[tuple[int, int, int]] = []
@@ -59,7 +59,7 @@ def _enlarge(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Mask at another ``(width, height)``, uint8 0/1, without the stairs of nearest neighbours."""
+    """Mask at another ``(width, height)``, uint8 0/1, without the stairs of nearest neighbors."""
     soft = cv2.resize(np.asarray(mask, dtype=np.float32), size, interpolation=cv2.INTER_LINEAR)
     return (soft >= 0.5).astype(np.uint8)
 
@@ -77,7 +77,7 @@ def _put_label(
     color: tuple[int, int, int],
     taken: list[tuple[int, int, int, int]],
 ) -> None:
-    """Write a label on a coloured chip at the corner of the box that covers other labels least."""
+    """Write a label on a colored chip at the corner of the box that covers other labels least."""
     (text_width, text_height), _ = cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)
     width, height = text_width + 6, text_height + 7
     x0, y0, x1, y1 = (round(float(v)) for v in box)
@@ -110,7 +110,7 @@ def draw_instances(
         boxes: ``[n, 4]`` x0, y0, x1, y1 in pixels of ``image``.
         masks: n masks ``[H, W]``; None draws the box only.
         labels: n texts; an empty one is not drawn.
-        colors: n RGB colours, for example of :func:`instance_colors`.
+        colors: n RGB colors, for example of :func:`instance_colors`.
         scale: factor of enlargement.
 
     Returns:
@@ -200,7 +200,7 @@ def _put_text(
 
 
 def _put_legend(canvas: np.ndarray, left: int, baseline: int, min_score: float) -> None:
-    """One line that explains colours and marks; a part that does not fit goes to the next line."""
+    """One line that explains colors and marks; a part that does not fit goes to the next line."""
     parts = [
         (SEEN_COLORS, "seen: masks in training"),
         (UNSEEN_COLORS, f"unseen {UNSEEN_MARK}: boxes only in training"),
@@ -331,21 +331,21 @@ def draw_heat_map(
     """Lay a small map over its box: yellow where it is highest, blue where it is lowest.
 
     Args:
-        image: RGB uint8 ``[H, W, 3]``; grey outside the box.
+        image: RGB uint8 ``[H, W, 3]``; gray outside the box.
         box: x0, y0, x1, y1 in pixels of ``image``.
-        values: float ``[S, S]``, stretched over the box; its own range makes the colours.
+        values: float ``[S, S]``, stretched over the box; its own range makes the colors.
         scale: factor of enlargement.
 
     Returns:
         RGB uint8 ``[round(H * scale), round(W * scale), 3]``.
     """
     canvas = _enlarge(image, scale)
-    grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
-    canvas = np.repeat(grey[:, :, None] // 2, 3, axis=2)
+    gray = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
+    canvas = np.repeat(gray[:, :, None] // 2, 3, axis=2)
     x0, y0, x1, y1 = (float(v) * scale for v in box)
     side = np.array([x1 - x0, y1 - y0]).clip(min=1)
     cells = np.array(values.shape[::-1])
-    # Centres of the canvas' pixels, in cells.
+    # Centers of the canvas' pixels, in cells.
     columns = (np.arange(canvas.shape[1]) + 0.5 - x0) / side[0] * cells[0] - 0.5
     rows = (np.arange(canvas.shape[0]) + 0.5 - y0) / side[1] * cells[1] - 0.5
     at = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))

@@ -78,7 +78,7 @@ def tiny_config(*overrides, config: str = "quick/Base-shapes.yaml") -> CfgNode:
 def tiny_model(
     *overrides, seed: int = 0, config: str = "quick/Base-shapes.yaml"
 ) -> torch.nn.Module:
-    """A randomly initialised model of :func:`tiny_config`, in training mode."""
+    """A randomly initialized model of :func:`tiny_config`, in training mode."""
     torch.manual_seed(seed)
     return build_model(tiny_config(*overrides, config=config))
 
@@ -171,7 +171,7 @@ def dynamic_queries(n: int, images: int = 2, seed: int = 0):
     return Queries(
         images=torch.randint(0, images, (n,), generator=generator).sort().values,
         locations=torch.randint(0, 1280, (n,), generator=generator),
-        centres=40 * torch.rand(n, 2, generator=generator),
+        centers=40 * torch.rand(n, 2, generator=generator),
         sizes=torch.tensor([32.0, 64.0])[torch.randint(0, 2, (n,), generator=generator)],
         classes=torch.randint(0, 3, (n,), generator=generator),
     )

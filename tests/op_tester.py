@@ -9,8 +9,8 @@ from torch import Tensor
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-# Allowed relative error of the norm, against the twin in float64. Half types are measured against
-# the twin in the same dtype instead, see OpTester.check.
+# Allowed relative error of the norm, against the reference in float64. Half types are measured
+# against the reference in the same dtype instead, see OpTester.check.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 HALF_TYPES = (torch.float16, torch.bfloat16)
 HALF_FACTOR = 2.0  # at most twice the error of PyTorch in the same dtype

@@ -39,7 +39,7 @@ def change(**facts) -> Facts:
     return replace(HEALTHY, **facts)
 
 
-# facts, whether it blocks, words of what is wrong, words of how to mend it
+# facts, whether it blocks, words of what is wrong, words of how to fix it
 CASES = {
     "old python": (change(python=(3, 8, 1)), False, "Python 3.8.1", "3.10 to 3.12"),
     "new python": (change(python=(3, 13, 0)), False, "Python 3.13.0", "3.10 to 3.12"),
@@ -114,12 +114,12 @@ def test_a_healthy_machine_without_gpu_has_no_verdict():
     assert verdicts(facts) == []
 
 
-@pytest.mark.parametrize("facts, blocks, what, mend", CASES.values(), ids=CASES)
-def test_each_fault_has_one_verdict(facts, blocks, what, mend):
+@pytest.mark.parametrize("facts, blocks, what, fix", CASES.values(), ids=CASES)
+def test_each_fault_has_one_verdict(facts, blocks, what, fix):
     (verdict,) = verdicts(facts)
     assert verdict.blocks is blocks
     assert what in verdict.what
-    assert mend in verdict.mend
+    assert fix in verdict.fix
     line = str(verdict)
     assert line.startswith("problem: " if blocks else "note: ")
     assert line.endswith(".") and "\n" not in line

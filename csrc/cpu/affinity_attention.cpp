@@ -26,24 +26,24 @@ constexpr int64_t kBlockRows = 64;
 using Double = Vec<double, 16>;
 
 // Function multiversioning does not take templates. float64 serves gradient checks: one version.
-PSIS_D2_CLONES void normalise(const float* x, float* z, float* mean, float* scale, int64_t channels,
+PSIS_D2_CLONES void normalize(const float* x, float* z, float* mean, float* scale, int64_t channels,
                               int64_t pixels, float factor, float eps) {
-  normalise_channels(x, z, mean, scale, channels, pixels, factor, eps);
+  normalize_channels(x, z, mean, scale, channels, pixels, factor, eps);
 }
 
-void normalise(const double* x, double* z, double* mean, double* scale, int64_t channels,
+void normalize(const double* x, double* z, double* mean, double* scale, int64_t channels,
                int64_t pixels, double factor, double eps) {
-  normalise_channels(x, z, mean, scale, channels, pixels, factor, eps);
+  normalize_channels(x, z, mean, scale, channels, pixels, factor, eps);
 }
 
-PSIS_D2_CLONES void normalise_grad(float* g, const float* z, const float* scale, float* dot,
+PSIS_D2_CLONES void normalize_grad(float* g, const float* z, const float* scale, float* dot,
                                    int64_t channels, int64_t pixels, float factor) {
-  normalise_channels_grad(g, z, scale, dot, channels, pixels, factor);
+  normalize_channels_grad(g, z, scale, dot, channels, pixels, factor);
 }
 
-void normalise_grad(double* g, const double* z, const double* scale, double* dot, int64_t channels,
+void normalize_grad(double* g, const double* z, const double* scale, double* dot, int64_t channels,
                     int64_t pixels, double factor) {
-  normalise_channels_grad(g, z, scale, dot, channels, pixels, factor);
+  normalize_channels_grad(g, z, scale, dot, channels, pixels, factor);
 }
 
 #define DEFINE_VERSION(TARGET, BYTES)                                                              \
@@ -97,9 +97,9 @@ void forward_region(const at::Tensor& theta, const at::Tensor& phi, const at::Te
   const at::Tensor queries = at::empty_like(theta), keys = at::empty_like(phi);
   const at::Tensor block = at::empty({std::min(kBlockRows, pixels), pixels}, theta.options());
   T* stat = data<T>(stats);
-  normalise(data<T>(theta), data<T>(queries), stat + kThetaMean * pixels,
+  normalize(data<T>(theta), data<T>(queries), stat + kThetaMean * pixels,
             stat + kThetaScale * pixels, channels, pixels, factor, eps);
-  normalise(data<T>(phi), data<T>(keys), stat + kPhiMean * pixels, stat + kPhiScale * pixels,
+  normalize(data<T>(phi), data<T>(keys), stat + kPhiMean * pixels, stat + kPhiScale * pixels,
             channels, pixels, factor, eps);
   for (int64_t first = 0; first < pixels; first += kBlockRows) {
     const int64_t rows = std::min(kBlockRows, pixels - first);
@@ -126,10 +126,10 @@ void backward_region(const at::Tensor& grad_attended, const at::Tensor& grad_sum
   const at::Tensor scratch = at::empty({2, pixels}, theta.options());
   const T* stat = data<T>(stats);
   const auto restore = [&](const at::Tensor& x, const at::Tensor& z, int mean, int deviation) {
-    const T *from = data<T>(x), *centre = stat + mean * pixels, *by = stat + deviation * pixels;
+    const T *from = data<T>(x), *center = stat + mean * pixels, *by = stat + deviation * pixels;
     T* to = data<T>(z);
     for (int64_t c = 0; c < channels; ++c, from += pixels, to += pixels) {
-      for (int64_t i = 0; i < pixels; ++i) to[i] = (from[i] - centre[i]) * by[i];
+      for (int64_t i = 0; i < pixels; ++i) to[i] = (from[i] - center[i]) * by[i];
     }
   };
   restore(theta, queries, kThetaMean, kThetaScale);
@@ -150,9 +150,9 @@ void backward_region(const at::Tensor& grad_attended, const at::Tensor& grad_sum
     at::addmm_out(grad_phi, grad_phi, own_queries, grad, keep, scale);
     at::addmm_out(grad_value, grad_value, own_grad, s, keep, 1);
   }
-  normalise_grad(data<T>(grad_theta), data<T>(queries), stat + kThetaScale * pixels,
+  normalize_grad(data<T>(grad_theta), data<T>(queries), stat + kThetaScale * pixels,
                  data<T>(scratch), channels, pixels, factor);
-  normalise_grad(data<T>(grad_phi), data<T>(keys), stat + kPhiScale * pixels, data<T>(scratch),
+  normalize_grad(data<T>(grad_phi), data<T>(keys), stat + kPhiScale * pixels, data<T>(scratch),
                  channels, pixels, factor);
 }
 

@@ -12,7 +12,7 @@ namespace psis_d2 {
 
 // z = (x - mean) * scale over channels.  x and z [C, L], mean and scale [L]
 template <typename T>
-PSIS_D2_INLINE void normalise_channels(const T* __restrict x, T* __restrict z, T* __restrict mean,
+PSIS_D2_INLINE void normalize_channels(const T* __restrict x, T* __restrict z, T* __restrict mean,
                                        T* __restrict scale, int64_t channels, int64_t pixels,
                                        T factor, T eps) {
   std::fill_n(mean, pixels, T(0));
@@ -23,9 +23,9 @@ PSIS_D2_INLINE void normalise_channels(const T* __restrict x, T* __restrict z, T
   std::fill_n(scale, pixels, T(0));
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t i = 0; i < pixels; ++i) {
-      const T centred = x[c * pixels + i] - mean[i];
-      z[c * pixels + i] = centred;
-      scale[i] += centred * centred;
+      const T centered = x[c * pixels + i] - mean[i];
+      z[c * pixels + i] = centered;
+      scale[i] += centered * centered;
     }
   }
   for (int64_t i = 0; i < pixels; ++i) {
@@ -36,9 +36,9 @@ PSIS_D2_INLINE void normalise_channels(const T* __restrict x, T* __restrict z, T
   }
 }
 
-// Gradient of normalise_channels: g from dL/dz to dL/dx, in place.  dot: scratch [2, L]
+// Gradient of normalize_channels: g from dL/dz to dL/dx, in place.  dot: scratch [2, L]
 template <typename T>
-PSIS_D2_INLINE void normalise_channels_grad(T* __restrict g, const T* __restrict z,
+PSIS_D2_INLINE void normalize_channels_grad(T* __restrict g, const T* __restrict z,
                                             const T* __restrict scale, T* __restrict dot,
                                             int64_t channels, int64_t pixels, T factor) {
   T* __restrict sum = dot + pixels;
@@ -83,7 +83,7 @@ PSIS_D2_INLINE T exp_row(T* s, int64_t pixels, T shift) {
   return sum;
 }
 
-// The largest of a row. A loop over scalars would not be vectorised, for the sake of NaN.
+// The largest of a row. A loop over scalars would not be vectorized, for the sake of NaN.
 template <typename S, typename T = typename S::Lane>
 PSIS_D2_INLINE T largest_of_row(const T* s, int64_t pixels) {
   constexpr int64_t kLanes = S::kLanes;

@@ -6,7 +6,7 @@
 // its result zero.
 //
 //   plane    [kLanes zeros][H][pitch]        one map, followed by another plane or by kLanes zeros
-//   weights  [H][9][pitch]                   K of eq. 4, normalised
+//   weights  [H][9][pitch]                   K of eq. 4, normalized
 #pragma once
 
 #include <algorithm>
@@ -82,10 +82,10 @@ PSIS_D2_INLINE void store_plane(const T* rows, T* map, const RowLayout& layout) 
   }
 }
 
-// K from the nine weights w of some pixels, in place. Returns what normalise_grad needs:
+// K from the nine weights w of some pixels, in place. Returns what normalize_grad needs:
 // sum + eps for kSigmoidSum.
 template <Norm norm, typename S, typename V = typename S::Type>
-PSIS_D2_INLINE V normalise(V (&w)[kTaps]) {
+PSIS_D2_INLINE V normalize(V (&w)[kTaps]) {
   using T = typename S::Lane;
   V sum = {};
   if constexpr (norm == Norm::kSoftmax) {
@@ -105,7 +105,7 @@ PSIS_D2_INLINE V normalise(V (&w)[kTaps]) {
 
 // Gradient with respect to the weights from the gradient g with respect to K, in place.
 template <typename S, typename V = typename S::Type>
-PSIS_D2_INLINE void normalise_grad(Norm norm, V (&g)[kTaps], const V (&k)[kTaps], V sum) {
+PSIS_D2_INLINE void normalize_grad(Norm norm, V (&g)[kTaps], const V (&k)[kTaps], V sum) {
   using T = typename S::Lane;
   if (norm == Norm::kNone) return;
   V dot = {};
@@ -128,7 +128,7 @@ PSIS_D2_INLINE void prepare_weights_as(const T* weights, T* k, T* sums, const Ro
     for (int64_t u = 0; u < layout.height; ++u) {
       V w[kTaps];
       for (int j = 0; j < kTaps; ++j) w[j] = dense.load_row(weights + j * pixels, u, x);
-      const V sum = normalise<norm, S>(w);
+      const V sum = normalize<norm, S>(w);
       for (int j = 0; j < kTaps; ++j) {
         store<S>(k + (u * kTaps + j) * layout.pitch + x, mask ? w[j] : V{});
       }
@@ -164,7 +164,7 @@ PSIS_D2_INLINE void transpose_weights(const T* k, T* kt, const RowLayout& layout
         const int64_t shift = -(tap % 3 - 1);
         V v = {};
         if (row >= 0 && row < layout.height) {
-          // The row's neighbours in memory are other taps, not a border: mask the ends by hand.
+          // The row's neighbors in memory are other taps, not a border: mask the ends by hand.
           const T* p = k + (row * kTaps + tap) * pitch;
           for (int lane = 0; lane < S::kLanes; ++lane) {
             const int64_t column = x + lane + shift;
@@ -189,10 +189,10 @@ PSIS_D2_INLINE void step(const T* __restrict in, const T* __restrict k, T* __res
     V above = {}, here = {};
     for (int64_t u = 0; u <= last; ++u) {
       const T* row = in + u * pitch + x;
-      const V left = loadu<S>(row - 1), centre = load<S>(row), right = loadu<S>(row + 1);
+      const V left = loadu<S>(row - 1), center = load<S>(row), right = loadu<S>(row + 1);
       const auto taps = [&](int64_t target, int first) __attribute__((always_inline)) {
         const T* p = kx + (target * kTaps + first) * pitch;
-        return load<S>(p) * left + load<S>(p + pitch) * centre + load<S>(p + 2 * pitch) * right;
+        return load<S>(p) * left + load<S>(p + pitch) * center + load<S>(p + 2 * pitch) * right;
       };
       if (u > 0) store<S>(out + (u - 1) * pitch + x, above + taps(u - 1, 6));
       above = here + taps(u, 3);
@@ -299,7 +299,7 @@ PSIS_D2_INLINE void backward_group(Norm norm, const T* grad, const T* weights, c
         }
         V kj[kTaps];
         for (int j = 0; j < kTaps; ++j) kj[j] = load<S>(k + (u * kTaps + j) * pitch + x);
-        normalise_grad<S>(norm, g, kj, load<S>(sums + u * pitch + x));
+        normalize_grad<S>(norm, g, kj, load<S>(sums + u * pitch + x));
         for (int j = 0; j < kTaps; ++j) dense.store_row(grad_weights + j * pixels, u, x, g[j]);
       }
     }

@@ -141,7 +141,7 @@ PSIS_D2_INLINE void blend(const T* __restrict weights, const T* __restrict prior
 template <typename T>
 PSIS_D2_INLINE void blend_grad(const T* __restrict grad, const T* __restrict priors,
                                T* __restrict out, int64_t count, int64_t pixels) {
-  constexpr int64_t kLanes = 16;  // sums of their own, so that the compiler may vectorise
+  constexpr int64_t kLanes = 16;  // sums of their own, so that the compiler may vectorize
   for (int64_t k = 0; k < count; ++k) {
     const T* __restrict prior = priors + k * pixels;
     T sums[kLanes] = {};

@@ -25,7 +25,7 @@ struct AttentionShape {
   int64_t regions;
   int channels, value_channels, pixels;
 
-  // Rows of affinities; an odd pitch puts equal columns of neighbouring rows in different banks.
+  // Rows of affinities; an odd pitch puts equal columns of neighboring rows in different banks.
   __host__ __device__ int pitch() const { return pixels | 1; }
   __host__ __device__ int blocks_per_region() const { return (pixels + kRows - 1) / kRows; }
 };
@@ -59,7 +59,7 @@ __device__ __forceinline__ int first_column() { return threadIdx.x / (kRows / 4)
 
 // sums[r][c] += sum over d < depth of a(d, first_row() + r) * b(d, first_column() + c).
 //   a(d, row), b(d, column): read a factor, zero outside its matrix
-//   kAlongDepth: neighbours in memory are neighbours in d for b, else in column
+//   kAlongDepth: neighbors in memory are neighbors in d for b, else in column
 template <bool kAlongDepth, typename acc_t, typename A, typename B>
 __device__ __forceinline__ void multiply(acc_t* shared, int depth, const A& a, const B& b,
                                          acc_t (&sums)[4][4]) {
@@ -104,7 +104,7 @@ struct Map {
 
 // The same, z-scored.  mean and scale [L]
 template <typename scalar_t, typename acc_t>
-struct NormalisedMap {
+struct NormalizedMap {
   Map<scalar_t, acc_t> map;
   const acc_t* mean;
   const acc_t* scale;
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kThreads)
   mean /= acc_t(shape.channels);
   acc_t variance = 0;
   for (int c = 0; c < shape.channels; ++c) {
-    const acc_t centred = static_cast<acc_t>(x[int64_t(c) * shape.pixels]) - mean;
-    variance += centred * centred;
+    const acc_t centered = static_cast<acc_t>(x[int64_t(c) * shape.pixels]) - mean;
+    variance += centered * centered;
   }
   acc_t* target = stats + (region * kStats + 2 * which) * shape.pixels + pixel;
   target[0] = mean;
@@ -224,8 +224,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const int64_t map = region * shape.channels * pixels;
   acc_t* stat = stats + region * kStats * pixels;
 
-  const NormalisedMap<scalar_t, acc_t> queries{{theta + map, pixels}, stat, stat + pixels};
-  const NormalisedMap<scalar_t, acc_t> keys{
+  const NormalizedMap<scalar_t, acc_t> queries{{theta + map, pixels}, stat, stat + pixels};
+  const NormalizedMap<scalar_t, acc_t> keys{
       {phi + map, pixels}, stat + 2 * pixels, stat + 3 * pixels};
   score_rows(shared, rows, shape, shape.channels, begin, scale, queries, keys);
 
@@ -289,8 +289,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const int64_t value_map = region * shape.value_channels * pixels;
   const acc_t* stat = in.stats + region * kStats * pixels;
 
-  const NormalisedMap<scalar_t, acc_t> queries{{in.theta + map, pixels}, stat, stat + pixels};
-  const NormalisedMap<scalar_t, acc_t> keys{
+  const NormalizedMap<scalar_t, acc_t> queries{{in.theta + map, pixels}, stat, stat + pixels};
+  const NormalizedMap<scalar_t, acc_t> keys{
       {in.phi + map, pixels}, stat + 2 * pixels, stat + 3 * pixels};
   const Map<scalar_t, acc_t> out_grad{in.grad_attended + value_map, pixels};
   const Map<scalar_t, acc_t> values{in.value + value_map, pixels};
@@ -351,8 +351,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const int64_t value_map = region * shape.value_channels * pixels;
   const acc_t* stat = in.stats + region * kStats * pixels;
 
-  const NormalisedMap<scalar_t, acc_t> queries{{in.theta + map, pixels}, stat, stat + pixels};
-  const NormalisedMap<scalar_t, acc_t> keys{
+  const NormalizedMap<scalar_t, acc_t> queries{{in.theta + map, pixels}, stat, stat + pixels};
+  const NormalizedMap<scalar_t, acc_t> keys{
       {in.phi + map, pixels}, stat + 2 * pixels, stat + 3 * pixels};
   const Map<scalar_t, acc_t> out_grad{in.grad_attended + value_map, pixels};
   const Map<scalar_t, acc_t> values{in.value + value_map, pixels};

@@ -22,7 +22,7 @@ struct Planes {
         size((shape.height + 2) * (shape.width + 2)),
         pixels(shape.pixels()),
         width(shape.width) {}
-  // First K and what normalise_grad needs. Forward: two states. Backward: m_0 .. m_{T-1}, gradients
+  // First K and what normalize_grad needs. Forward: two states. Backward: m_0 .. m_{T-1}, gradients
   // of m_0 .. m_T.
   static constexpr int kWeightPlanes = kKernelTaps + 1;
   __host__ __device__ static int forward_count() { return kWeightPlanes + 2; }
@@ -165,13 +165,13 @@ __global__ void __launch_bounds__(kGenericThreads)
           acc_t own[kKernelTaps];
 #pragma unroll
           for (int j = 0; j < kKernelTaps; ++j) own[j] = k[j * at.size + cell];
-          normalise_grad(own, k[kKernelTaps * at.size + cell], shape.norm, g);
+          normalize_grad(own, k[kKernelTaps * at.size + cell], shape.norm, g);
           scalar_t* target = grad_weights + group * kKernelTaps * at.pixels + pixel;
 #pragma unroll
           for (int j = 0; j < kKernelTaps; ++j) target[j * at.pixels] = static_cast<scalar_t>(g[j]);
         }
       });
-      __syncthreads();  // the next map overwrites what neighbours have just read
+      __syncthreads();  // the next map overwrites what neighbors have just read
     }
   }
 }

@@ -2,10 +2,10 @@
 //
 // A lane owns kRows = 7 rows of one column. 14 x 14: a warp holds a map, lane = 16 * band + column
 // with two bands of seven rows. 28 x 28: four warps hold a map, lane = column, warp = band. Lanes
-// behind the last column have weights of zero, so their maps stay zero and, since neighbours are
+// behind the last column have weights of zero, so their maps stay zero and, since neighbors are
 // found by rotation, they are the zero border at both ends of every row.
 //
-// Of a step's nine neighbours three are the lane's own registers, six come by shuffles, and the one
+// Of a step's nine neighbors three are the lane's own registers, six come by shuffles, and the one
 // row of the next band by a shuffle (14 x 14) or through shared memory (28 x 28). Warps of 14 x 14
 // maps never wait for each other.
 //
@@ -22,7 +22,7 @@ constexpr int kTileWarps = kTileThreads / 32;
 constexpr int kRows = 7;
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// Where a thread is in its map, and what that makes of the neighbours.
+// Where a thread is in its map, and what that makes of the neighbors.
 template <int kSide>
 struct Tile {
   static_assert(kSide == 14 || kSide == 28, "rows of one lane and lanes of one row");
@@ -84,7 +84,7 @@ struct Tile {
   }
 
   // Hands `top` to the band above and `bottom` to the band below; returns what these hand down and
-  // up, where there are such bands. 14 x 14: each band has one neighbour, and what it hands over is
+  // up, where there are such bands. 14 x 14: each band has one neighbor, and what it hands over is
   // in both results. 28 x 28: zeros from outside; `edges` holds kEdgeRows rows, cleared before the
   // first exchange, `turn` counts exchanges.
   template <typename acc_t>
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   acc_t k[kRows][kKernelTaps], sums[kRows];
   load_tile_weights(tile, weights + job.group * kKernelTaps * tile.kPixels, shape.norm, k, sums);
   if constexpr (tile.kOneWarp) {
-    // A band's only neighbour is then its neighbour on both sides, see exchange.
+    // A band's only neighbor is then its neighbor on both sides, see exchange.
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       if (tile.band == 0) k[0][j] = acc_t(0);
@@ -376,7 +376,7 @@ __global__ void __launch_bounds__(kTileThreads, kSide == 14 ? 3 : 2)
       transposed_step(tile, k, edges, turn++, g);
     }
     tile.store(g, grad_m0 + map);
-    tile.sync();  // the next map overwrites what neighbours have just read
+    tile.sync();  // the next map overwrites what neighbors have just read
   }
 
   if (joined) {
@@ -407,7 +407,7 @@ __global__ void __launch_bounds__(kTileThreads, kSide == 14 ? 3 : 2)
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const acc_t sum = sums_rows[own_cell + i * tile.kColumns];
-    normalise_grad(k[i], sum, shape.norm, dk[i]);
+    normalize_grad(k[i], sum, shape.norm, dk[i]);
 #pragma unroll
     for (int j = 0; j < kKernelTaps; ++j) {
       if (tile.used) target[j * tile.kPixels + i * kSide] = static_cast<scalar_t>(dk[i][j]);

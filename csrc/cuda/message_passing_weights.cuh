@@ -50,7 +50,7 @@ inline float inverse(float x) { return 1.0f / x; }
 #endif
 
 // K of one pixel from its raw weights, which lie `stride` apart; zeros if the pixel is not `used`,
-// without reading. Returns what normalise_grad needs: sum + eps for kSigmoidSum.
+// without reading. Returns what normalize_grad needs: sum + eps for kSigmoidSum.
 template <typename scalar_t, typename acc_t>
 __device__ __forceinline__ acc_t load_weights(const scalar_t* weights, int stride, KernelNorm norm,
                                               bool used, acc_t (&k)[kKernelTaps]) {
@@ -82,7 +82,7 @@ __device__ __forceinline__ acc_t load_weights(const scalar_t* weights, int strid
 
 // Gradient with respect to the raw weights from the gradient g with respect to K, in place.
 template <typename acc_t>
-__device__ __forceinline__ void normalise_grad(const acc_t (&k)[kKernelTaps], acc_t sum,
+__device__ __forceinline__ void normalize_grad(const acc_t (&k)[kKernelTaps], acc_t sum,
                                                KernelNorm norm, acc_t (&g)[kKernelTaps]) {
   if (norm == KernelNorm::kNone) return;
   acc_t dot = 0;

@@ -1,6 +1,6 @@
 """GrabCut: a mask for a box from nothing but the pixels (Rother et al., SIGGRAPH 2004).
 
-Two colour models, of the box and of the band around it, and a graph cut in turns. "Learning to
+Two color models, of the box and of the band around it, and a graph cut in turns. "Learning to
 Segment Every Thing" (Hu et al., CVPR 2018, sec. 4.3) has it as two baselines: Mask R-CNN trained on
 such masks, and a detector whose boxes are segmented so at test time.
 """
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as mask_util
 
-# OpenCV fits five Gaussians to the colours of each side.
+# OpenCV fits five Gaussians to the colors of each side.
 _LEAST_PIXELS = 5
 
 FALLBACKS = ("whole image", "tiny", "empty")
 """Boxes that are filled instead: the crop has no pixel outside the box; the box or the band has
-fewer pixels than a colour model needs; GrabCut took all of the box for background."""
+fewer pixels than a color model needs; GrabCut took all of the box for background."""
 OUTSIDE = "outside"
 """A box without a pixel of the image: it gets no mask."""
 
@@ -28,7 +28,7 @@ class GrabCut:
     """GrabCut in boxes, the same for the same pixels and box wherever it runs.
 
     Attributes:
-        iterations: turns of colour models and cut.
+        iterations: turns of color models and cut.
         context: width of the band around the box that is background for sure, in box sides. The
             band stops at the image's border.
         max_side: longest side in pixels of the crop (box and band) that is cut; a larger one is
@@ -81,7 +81,7 @@ class GrabCut:
         return mask, "grabcut"
 
     def _cut(self, crop: np.ndarray, place: tuple[slice, slice]) -> np.ndarray | None:
-        """bool [h, w] of a crop with the box at `place`; None: too few pixels for colour models."""
+        """bool [h, w] of a crop with the box at `place`; None: too few pixels for color models."""
         # Imported late: nothing else that training always needs wants OpenCV.
         import cv2
 
@@ -97,7 +97,7 @@ class GrabCut:
         inside = np.count_nonzero(labels)
         if min(inside, labels.size - inside) < _LEAST_PIXELS:
             return None
-        # The colour models start from a k-means that draws. The generator is the thread's own.
+        # The color models start from a k-means that draws. The generator is the thread's own.
         cv2.setRNGSeed(0)
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(crop, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)

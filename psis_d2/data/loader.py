@@ -23,7 +23,7 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int):
-        """Keep the dicts serialised, which workers share instead of copying.
+        """Keep the dicts serialized, which workers share instead of copying.
 
         Args:
             dicts: standard dataset dicts.

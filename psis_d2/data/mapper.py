@@ -137,20 +137,20 @@ class PartialMaskMapper:
             masks = np.zeros((len(kept), *size), dtype=bool)
             for row, annotation in enumerate(kept):
                 if "segmentation" in annotation:
-                    masks[row] = _rasterise(annotation["segmentation"], transforms, size)
+                    masks[row] = _rasterize(annotation["segmentation"], transforms, size)
             masks = torch.from_numpy(masks)
             instances.gt_masks = BitMasks(masks)
             instances.gt_has_mask = masks.flatten(1).any(dim=1)
         return instances
 
 
-def _rasterise(
+def _rasterize(
     segmentation: list | dict, transforms: T.TransformList, size: tuple[int, int]
 ) -> np.ndarray:
     """The mask in the augmented image: uint8 array of ``size`` (H, W), 1 inside."""
     if isinstance(segmentation, dict):
         return transforms.apply_segmentation(mask_util.decode(segmentation))
-    # The points are moved as they are, also out of the image: the rasteriser clips. (A crop's own
+    # The points are moved as they are, also out of the image: the rasterizer clips. (A crop's own
     # polygon clipping would need one more library.)
     polygons = [
         transforms.apply_coords(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)).ravel()

@@ -64,7 +64,7 @@ def mask_in_box(annotation: dict, side: int = SIDE) -> np.ndarray:
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         step_x, step_y = 1 / scale
-        # From the centre of a sample to the pixel whose centre is nearest.
+        # From the center of a sample to the pixel whose center is nearest.
         to_pixel = np.array(
             [[step_x, 0, x0 + step_x / 2 - 0.5], [0, step_y, y0 + step_y / 2 - 0.5]]
         )

@@ -26,7 +26,7 @@ from pycocotools import mask as mask_util
 
 logger = logging.getLogger(__name__)
 
-# Polygon points further outside than this many image sides cannot be meant: the rasteriser walks
+# Polygon points further outside than this many image sides cannot be meant: the rasterizer walks
 # along every edge, so that one stray 1e9 would take all memory.
 _REACH = 10
 

@@ -14,7 +14,7 @@ from torch import nn
 class BoxShrink:
     """Boxes with both sides multiplied by random factors (ShapeMask, ICCV 2019, Tab. 3).
 
-    The centre stays, so that the paper's factors from U(0.75, 1) leave a box inside itself. What is
+    The center stays, so that the paper's factors from U(0.75, 1) leave a box inside itself. What is
     drawn depends on the seed, the image and the box's place in the list: not on the model, the
     order of the images or the number of processes.
 
@@ -37,8 +37,8 @@ class BoxShrink:
         digest = hashlib.sha256(f"{self.seed}:{image_id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         factors = self.least + (1 - self.least) * torch.rand(len(boxes), 2, generator=generator)
-        centre = boxes.get_centers().repeat(1, 2)
-        return Boxes(centre + (boxes.tensor - centre) * factors.repeat(1, 2).to(boxes.device))
+        center = boxes.get_centers().repeat(1, 2)
+        return Boxes(center + (boxes.tensor - center) * factors.repeat(1, 2).to(boxes.device))
 
 
 class GivenBoxModel(nn.Module):

@@ -78,7 +78,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         # yacs: an unknown key, a value of another type, an odd number of words
         reason = str(error.args[0] if error.args else error).rstrip(".")
         raise UserError(
-            f"The config cannot be used ({reason}); mend the file or the KEY VALUE pairs."
+            f"The config cannot be used ({reason}); fix the file or the KEY VALUE pairs."
         ) from error
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"

@@ -66,9 +66,9 @@ class PartialCOCOEvaluator(PredictionCollector):
         for task, kind, only in measured:
             precision = average_precision(truth, records, kind, self.max_dets, only)
             for group, ids in groups.items():
-                results[f"{task}_{group}"] = summarise(precision, ids)
+                results[f"{task}_{group}"] = summarize(precision, ids)
             of_category[f"{task}_AP"] = [
-                summarise(precision, [i])["AP"] for i in range(len(truth.class_names))
+                summarize(precision, [i])["AP"] for i in range(len(truth.class_names))
             ]
         rows = category_rows(truth, self.seen_ids, of_category)
         self.save(
@@ -146,7 +146,7 @@ def average_precision(
     return evaluation.eval["precision"][..., 0]
 
 
-def summarise(precision: np.ndarray, class_ids: list[int]) -> dict[str, float]:
+def summarize(precision: np.ndarray, class_ids: list[int]) -> dict[str, float]:
     """COCO's six summary numbers over some categories, in percent; nan where undefined.
 
     Equal to what ``COCOeval`` says with ``params.catIds`` set to these categories.
@@ -178,7 +178,7 @@ def drop_detections_on_maskless(truth: GroundTruth, detections: list[dict]) -> l
     the mask is empty) lies in that object's box, and its mask overlaps no mask of its category with
     an IoU of 0.5 or more. COCO's own crowd regions would do nearly the same, but decide at each
     IoU threshold again: at the high ones, a mask that leaves the box a little would be an error,
-    and a coarse mask of an annotated neighbour would be forgiven.
+    and a coarse mask of an annotated neighbor would be forgiven.
 
     Args:
         truth: the ground truth.

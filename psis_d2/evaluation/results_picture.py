@@ -8,7 +8,7 @@ from psis_d2.evaluation.results_page import SEEN, UNSEEN, Row
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-_UNSEEN_COLOUR, _SEEN_COLOUR = "tab:blue", "tab:gray"
+_UNSEEN_COLOR, _SEEN_COLOR = "tab:blue", "tab:gray"
 
 
 def results_picture(rows: Sequence[Row]) -> Figure:
@@ -27,9 +27,9 @@ def results_picture(rows: Sequence[Row]) -> Figure:
     for y, row in enumerate(measured):
         unseen, seen = row.values(UNSEEN, "IoU"), row.values(SEEN, "IoU")
         axes.plot([mean(unseen), mean(seen)], [y, y], color="0.85", linewidth=1)
-        axes.plot(unseen, [y] * len(unseen), "o", color=_UNSEEN_COLOUR, markersize=4, alpha=0.7)
-        axes.plot(mean(unseen), y, "|", color=_UNSEEN_COLOUR, markersize=11, markeredgewidth=2)
-        axes.plot(mean(seen), y, "o", color=_SEEN_COLOUR, markersize=5, fillstyle="none")
+        axes.plot(unseen, [y] * len(unseen), "o", color=_UNSEEN_COLOR, markersize=4, alpha=0.7)
+        axes.plot(mean(unseen), y, "|", color=_UNSEEN_COLOR, markersize=11, markeredgewidth=2)
+        axes.plot(mean(seen), y, "o", color=_SEEN_COLOR, markersize=5, fillstyle="none")
     axes.set_yticks(range(len(measured)), [row.name for row in measured], fontsize=8)
     axes.set_ylim(-0.7, len(measured) - 0.3)
     axes.set_xlabel("mask IoU in the annotations' boxes, %")
@@ -38,9 +38,9 @@ def results_picture(rows: Sequence[Row]) -> Figure:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     legend = [
-        Line2D([], [], marker="o", linestyle="", color=_UNSEEN_COLOUR, markersize=4),
-        Line2D([], [], marker="|", linestyle="", color=_UNSEEN_COLOUR, markeredgewidth=2),
-        Line2D([], [], marker="o", linestyle="", color=_SEEN_COLOUR, fillstyle="none"),
+        Line2D([], [], marker="o", linestyle="", color=_UNSEEN_COLOR, markersize=4),
+        Line2D([], [], marker="|", linestyle="", color=_UNSEEN_COLOR, markeredgewidth=2),
+        Line2D([], [], marker="o", linestyle="", color=_SEEN_COLOR, fillstyle="none"),
     ]
     words = ["unseen, each seed", "unseen, mean", "seen, mean"]
     figure.legend(legend, words, loc="outside upper center", ncols=3, frameon=False, fontsize=8)

@@ -1,6 +1,6 @@
 """What a box says about a mask: BoxInst's two losses (Tian et al., CVPR 2021).
 
-Projection: the mask's extents are the box's. Pairwise: pixels of like colour in
+Projection: the mask's extents are the box's. Pairwise: pixels of like color in
 and around the box belong together. Both are computed on maps of a coarser grid
 than the image's, whose cells are squares of `stride` pixels.
 
@@ -22,7 +22,7 @@ _TO_LAB = {"BGR": cv2.COLOR_BGR2Lab, "RGB": cv2.COLOR_RGB2Lab}
 def box_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     """The rectangles of cells that boxes cover.
 
-    A cell is covered if its centre is; a box without one covers the cell that its own centre is in,
+    A cell is covered if its center is; a box without one covers the cell that its own center is in,
     so that no rectangle is empty.
 
     Args:
@@ -36,9 +36,9 @@ def box_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     limit = boxes.new_tensor([size[1] - 1, size[0] - 1])
     first = (boxes[:, :2] / stride - 0.5).ceil()
     last = (boxes[:, 2:] / stride - 0.5).floor()
-    centre = ((boxes[:, :2] + boxes[:, 2:]) / (2 * stride)).floor()
+    center = ((boxes[:, :2] + boxes[:, 2:]) / (2 * stride)).floor()
     nothing = last < first
-    first, last = (torch.where(nothing, centre, x).clamp(min=0) for x in (first, last))
+    first, last = (torch.where(nothing, center, x).clamp(min=0) for x in (first, last))
     return torch.cat([first.minimum(limit), last.minimum(limit)], dim=1).long()
 
 
@@ -76,7 +76,7 @@ def projection_loss(probabilities: Tensor, cells: Tensor) -> Tensor:
 
 
 def lab_image(image: Tensor, image_format: str, stride: int) -> Tensor:
-    """The mean colours of an image's cells in CIE L*a*b* (D65), in which distances are seen ones.
+    """The mean colors of an image's cells in CIE L*a*b* (D65), in which distances are seen ones.
 
     Args:
         image: uint8 [3, height, width], on the CPU.
@@ -87,52 +87,52 @@ def lab_image(image: Tensor, image_format: str, stride: int) -> Tensor:
         float32 [3, ceil(height / stride), ceil(width / stride)].
 
     Raises:
-        UserError: another format has no colours.
+        UserError: another format has no colors.
     """
     check_choice("INPUT.FORMAT", image_format, _TO_LAB)
     if image.dtype != torch.uint8:
-        raise UserError(f"Colours need images of type uint8, not {image.dtype}.")
+        raise UserError(f"Colors need images of type uint8, not {image.dtype}.")
     # Cells that are cut off are averaged over what there is of them.
     cells = F.avg_pool2d(image[None].float(), stride, ceil_mode=True)[0] / 255
-    colours = np.ascontiguousarray(cells.permute(1, 2, 0).numpy())
-    return torch.from_numpy(cv2.cvtColor(colours, _TO_LAB[image_format])).permute(2, 0, 1)
+    colors = np.ascontiguousarray(cells.permute(1, 2, 0).numpy())
+    return torch.from_numpy(cv2.cvtColor(colors, _TO_LAB[image_format])).permute(2, 0, 1)
 
 
 def directions(dilation: int) -> list[tuple[int, int]]:
-    """(down, right) of four of a cell's eight neighbours; the others are their opposites."""
+    """(down, right) of four of a cell's eight neighbors; the others are their opposites."""
     return [(0, dilation), (dilation, -dilation), (dilation, 0), (dilation, dilation)]
 
 
 def _pair_windows(height: int, width: int, step: tuple[int, int]) -> tuple[tuple, tuple]:
-    """Index of all cells that have a neighbour in a direction, and of these neighbours."""
+    """Index of all cells that have a neighbor in a direction, and of these neighbors."""
     down, right = step
     here = slice(0, max(height - down, 0)), slice(max(-right, 0), max(width - max(right, 0), 0))
     there = slice(down, height), slice(max(right, 0), max(width + min(right, 0), 0))
     return (..., *here), (..., *there)
 
 
-def similar_neighbours(
-    colours: Tensor, size: tuple[int, int], valid_rows: int, dilation: int, threshold: float
+def similar_neighbors(
+    colors: Tensor, size: tuple[int, int], valid_rows: int, dilation: int, threshold: float
 ) -> Tensor:
-    """Which neighbours have like colours: exp(-distance / 2) of at least a threshold.
+    """Which neighbors have like colors: exp(-distance / 2) of at least a threshold.
 
     Args:
-        colours: float [3, h, w], of :func:`lab_image`.
+        colors: float [3, h, w], of :func:`lab_image`.
         size: (H, W) of the result, at least (h, w): the batch's padding included.
         valid_rows: rows below take no part.
-        dilation: distance of neighbours in cells.
+        dilation: distance of neighbors in cells.
         threshold: of the similarity, in [0, 1].
 
     Returns:
-        bool [D, H, W], the cell's similarity to its neighbour in each of :func:`directions`; false
+        bool [D, H, W], the cell's similarity to its neighbor in each of :func:`directions`; false
         where one of the two is no cell of the image.
     """
     similar = torch.zeros(4, *size, dtype=torch.bool)
-    colours = colours[:, :valid_rows]
-    height, width = colours.shape[-2:]
+    colors = colors[:, :valid_rows]
+    height, width = colors.shape[-2:]
     for k, step in enumerate(directions(dilation)):
         here, there = _pair_windows(height, width, step)
-        distance = (colours[here] - colours[there]).norm(dim=0)
+        distance = (colors[here] - colors[there]).norm(dim=0)
         similar[k, :height, :width][here[1:]] = (-distance / 2).exp() >= threshold
     return similar
 
@@ -140,7 +140,7 @@ def similar_neighbours(
 def pairwise_loss(
     logits: Tensor, cells: Tensor, similar: Tensor, images: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of "both in the mask or both out of it" for pairs of like colour.
+    """Cross-entropy of "both in the mask or both out of it" for pairs of like color.
 
     The probability of that is p q + (1 - p)(1 - q) for independent pixels, and minus its logarithm
     is s(x) + s(y) - s(x + y) of their logits, s being the softplus. Both directions of a pair count
@@ -151,7 +151,7 @@ def pairwise_loss(
         logits: float [N, H, W].
         cells: int64 [N, 4], of :func:`box_cells`. A pair counts once for each of its cells that
             lies inside.
-        similar: bool [B, D, H, W], of :func:`similar_neighbours`; all other pairs do not count.
+        similar: bool [B, D, H, W], of :func:`similar_neighbors`; all other pairs do not count.
         images: int64 [N], rows of `similar`.
         dilation: as in `similar`.
 

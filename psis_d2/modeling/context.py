@@ -60,7 +60,7 @@ class RegionContext:
     wide_frames: list[Boxes] | None = None
     """What features and masks cover, for heads with ``looks_around``; else that is the boxes."""
     images: ImageList | None = None
-    """Training, and only for heads with ``uses_images``: the model's normalised input."""
+    """Training, and only for heads with ``uses_images``: the model's normalized input."""
 
     def __len__(self) -> int:
         """Number of regions R."""
@@ -167,6 +167,6 @@ class RegionContext:
         """The images cut out by the regions' frames (training, heads with ``uses_images``).
 
         Returns:
-            float32 [R, 3, size, size], normalised as the model's input.
+            float32 [R, 3, size, size], normalized as the model's input.
         """
         return crop_images(self.images.tensor, self.frames, size)

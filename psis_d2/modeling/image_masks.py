@@ -34,11 +34,11 @@ class ImageMasks(ROIMasks):
 
     def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5):
         """Masks of an image of (height, width), bilinear; `boxes` are not asked."""
-        centres = [
+        centers = [
             (torch.arange(n, device=self.device) + 0.5) * (pixels / n / self.stride)
             for n, pixels in zip((height, width), self.input_size, strict=True)
         ]
-        y, x = (2 * c / n - 1 for c, n in zip(centres, self.tensor.shape[1:], strict=True))
+        y, x = (2 * c / n - 1 for c, n in zip(centers, self.tensor.shape[1:], strict=True))
         grid = torch.stack(torch.broadcast_tensors(x[None], y[:, None]), dim=-1)[None]
         masks = torch.zeros(len(self), height, width, dtype=torch.bool, device=self.device)
         for first in range(0, len(self), _AT_A_TIME):

@@ -49,7 +49,7 @@ def crop_images(images: Tensor, boxes: list[Boxes], size: int) -> Tensor:
 
 @torch.no_grad()
 def box_cells(boxes: Tensor, frames: Tensor, size: int) -> Tensor:
-    """The cells of frames whose centres lie in boxes, edges included.
+    """The cells of frames whose centers lie in boxes, edges included.
 
     Args:
         boxes: float [R, 4], XYXY pixels.
@@ -60,8 +60,8 @@ def box_cells(boxes: Tensor, frames: Tensor, size: int) -> Tensor:
         bool [R, size, size].
     """
     steps = (torch.arange(size, dtype=frames.dtype, device=frames.device) + 0.5) / size
-    centres = frames[:, None, :2] + steps[:, None] * (frames[:, 2:] - frames[:, :2])[:, None]
-    inside = (centres >= boxes[:, None, :2]) & (centres <= boxes[:, None, 2:])
+    centers = frames[:, None, :2] + steps[:, None] * (frames[:, 2:] - frames[:, :2])[:, None]
+    inside = (centers >= boxes[:, None, :2]) & (centers <= boxes[:, None, 2:])
     return inside[:, :, None, 1] & inside[:, None, :, 0]
 
 
@@ -70,7 +70,7 @@ def boundary_targets(masks: Tensor, width: int) -> Tensor:
     """The band along the contours of cropped masks.
 
     A cell belongs to it if foreground and background both lie at most `width` steps from it, a step
-    going to one of the four neighbours. That is the dilated minus the eroded mask, `width` times
+    going to one of the four neighbors. That is the dilated minus the eroded mask, `width` times
     with a cross: `width` cells on either side of a straight contour.
 
     Cells outside the region are neither foreground nor background: where the region's edge cuts a

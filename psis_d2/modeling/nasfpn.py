@@ -43,7 +43,7 @@ CELLS = (
 
 
 def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [N, C, H, W] at another size: nearest neighbour to a larger one, maximum to a
+    """A map [N, C, H, W] at another size: nearest neighbor to a larger one, maximum to a
     smaller one."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x

@@ -1,4 +1,4 @@
-"""Normalisation layers for any number of channels."""
+"""Normalization layers for any number of channels."""
 
 import math
 

@@ -23,7 +23,7 @@ MASK_TRAIN_BOXES = ("proposals", "gt", "jittered_gt")
 def jitter_boxes(boxes: Boxes, std: float, image_size: tuple[int, int]) -> Boxes:
     """Annotated boxes moved and resized at random (ShapeMask, Kuo et al., ICCV 2019, sec. 3.4).
 
-    The centre moves by a normal shift of `std` box sides, each side is multiplied by the
+    The center moves by a normal shift of `std` box sides, each side is multiplied by the
     exponential of a normal of the same `std`.
 
     Args:
@@ -35,12 +35,12 @@ def jitter_boxes(boxes: Boxes, std: float, image_size: tuple[int, int]) -> Boxes
         N boxes.
     """
     tensor = boxes.tensor
-    centre = (tensor[:, :2] + tensor[:, 2:]) / 2
+    center = (tensor[:, :2] + tensor[:, 2:]) / 2
     size = tensor[:, 2:] - tensor[:, :2]
     noise = torch.randn(len(tensor), 4, device=tensor.device, dtype=tensor.dtype) * std
-    centre = centre + noise[:, :2] * size
+    center = center + noise[:, :2] * size
     size = size * noise[:, 2:].exp()
-    jittered = Boxes(torch.cat([centre - size / 2, centre + size / 2], dim=1))
+    jittered = Boxes(torch.cat([center - size / 2, center + size / 2], dim=1))
     jittered.clip(image_size)
     # A box that left the image is of no use: take the annotated one instead.
     return Boxes(torch.where(jittered.nonempty()[:, None], jittered.tensor, tensor))

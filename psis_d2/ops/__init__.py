@@ -1,7 +1,7 @@
-"""Operators with compiled kernels, each with a PyTorch twin.
+"""Operators with compiled kernels, each with a PyTorch reference.
 
 Every op has one file here, named like its files in ``csrc/``; :mod:`psis_d2.ops.reference` holds
-the twins. Which one runs is decided per device: see :func:`op_paths`. ``mean_field`` is plain
+the references. Which one runs is decided per device: see :func:`op_paths`. ``mean_field`` is plain
 PyTorch alone.
 """
 

@@ -1,6 +1,6 @@
 """Loads the compiled extension ``psis_d2._C``, if there is one; the only file that touches it.
 
-Without it everything imports and every op runs on its PyTorch twin.
+Without it everything imports and every op runs on its PyTorch reference.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def op_paths() -> dict[str, dict[str, str]]:
     """Which path each op takes by device type.
 
     Returns:
-        {op: {"cpu": path, "cuda": path}}, path being "extension" or "pytorch" (the twin).
+        {op: {"cpu": path, "cuda": path}}, path being "extension" or "pytorch" (the reference).
     """
     return {
         op: {device: "extension" if _has_kernel(op, device) else "pytorch" for device in _DEVICES}
@@ -100,7 +100,7 @@ def use_extension(op: str, device_type: str) -> bool:
 
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
-    """While it lasts all ops of the process run on their PyTorch twins: for comparisons."""
+    """While it lasts all ops of the process run on their PyTorch references: for comparisons."""
     global _switched_off
     before, _switched_off = _switched_off, True
     try:

@@ -25,7 +25,7 @@ def mean_field(
     gaussian_sigma: float = 3.0,
     bilateral_weight: float = 10.0,
     bilateral_sigma: float = 80.0,
-    colour_sigma: float = 13.0,
+    color_sigma: float = 13.0,
     max_elements: int = 2**23,
 ) -> Tensor:
     """Sharpens soft masks by the pixels below them (Krähenbühl and Koltun, NIPS 2011).
@@ -36,22 +36,22 @@ def mean_field(
         x <- u + gaussian_weight * G (2 q - 1) + bilateral_weight * B (2 q - 1)
 
     where G and B are the kernels of the paper's Eq. 3 for all pairs of pixels i and j, p being
-    their positions and c their colours::
+    their positions and c their colors::
 
         G_ij = exp(-|p_i - p_j|^2 / (2 gaussian_sigma^2))
-        B_ij = exp(-|p_i - p_j|^2 / (2 bilateral_sigma^2) - |c_i - c_j|^2 / (2 colour_sigma^2))
+        B_ij = exp(-|p_i - p_j|^2 / (2 bilateral_sigma^2) - |c_i - c_j|^2 / (2 color_sigma^2))
 
-    each normalised symmetrically, K_ij / sqrt(sum_k K_ik * sum_k K_jk), as pydensecrf does. Like
+    each normalized symmetrically, K_ij / sqrt(sum_k K_ik * sum_k K_jk), as pydensecrf does. Like
     its sums, these include i = j, which the paper leaves out. The default weights, widths and
     number of steps are those of pydensecrf's examples; it has none of its own.
 
     Args:
         probabilities: float [R, 1, H, W] in [0, 1], of the foreground.
-        guide: float [R, D, H, W], in units of `colour_sigma` (colours: 0 to 255).
+        guide: float [R, D, H, W], in units of `color_sigma` (colors: 0 to 255).
         steps: number of updates, >= 0.
         gaussian_weight, bilateral_weight: of the two kernels; 0 leaves one out.
         gaussian_sigma, bilateral_sigma: widths in pixels of the map.
-        colour_sigma: width in units of the guide.
+        color_sigma: width in units of the guide.
         max_elements: numbers in the largest intermediate result, of which there are two. Regions
             are taken in groups of that size; a region with more pairs of pixels is taken in blocks
             of rows, whose kernels are then computed anew in every step.
@@ -65,7 +65,7 @@ def mean_field(
         ValueError: shapes, devices or settings do not fit.
         TypeError: the dtypes are not floating point.
     """
-    _check(probabilities, guide, steps, gaussian_sigma, bilateral_sigma, colour_sigma)
+    _check(probabilities, guide, steps, gaussian_sigma, bilateral_sigma, color_sigma)
     n, _, height, width = probabilities.shape
     pixels = height * width
     if n == 0 or pixels == 0:
@@ -73,7 +73,7 @@ def mean_field(
     dtype = state_dtype(probabilities)
     unary = probabilities.to(dtype).flatten(1)
     unary = unary.clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY).logit()
-    colours = guide.to(dtype).flatten(2) / colour_sigma
+    colors = guide.to(dtype).flatten(2) / color_sigma
     position = _positions(height, width, unary)
 
     results = []
@@ -81,7 +81,7 @@ def mean_field(
     # A matrix product would be lowered.
     with torch.autocast(probabilities.device.type, enabled=False):
         gaussian = _Filter(position / gaussian_sigma, None, max_elements)
-        for u, c in zip(unary.split(group), colours.split(group), strict=True):
+        for u, c in zip(unary.split(group), colors.split(group), strict=True):
             bilateral = _Filter(position / bilateral_sigma, c, max_elements)
             x = u
             for _ in range(steps):
@@ -92,18 +92,18 @@ def mean_field(
 
 
 class _Filter:
-    """A symmetrically normalised Gaussian kernel over all pairs of pixels.
+    """A symmetrically normalized Gaussian kernel over all pairs of pixels.
 
     Args:
         position: float [2, L], in standard deviations.
-        colours: float [r, D, L], in standard deviations; None for one kernel of positions alone.
+        colors: float [r, D, L], in standard deviations; None for one kernel of positions alone.
         max_elements: larger kernels are not stored.
     """
 
-    def __init__(self, position: Tensor, colours: Tensor | None, max_elements: int):
+    def __init__(self, position: Tensor, colors: Tensor | None, max_elements: int):
         pixels = position.shape[1]
-        self.position, self.colours = position, colours
-        regions = 1 if colours is None else len(colours)
+        self.position, self.colors = position, colors
+        regions = 1 if colors is None else len(colors)
         self.rows = max(1, min(pixels, max_elements // (regions * pixels)))
         self.kernel = self._block(0) if self.rows == pixels else None
         self.scale = 1.0
@@ -120,12 +120,12 @@ class _Filter:
         return filtered[:, 0] * self.scale
 
     def _block(self, start: int) -> Tensor:
-        """Some rows of the kernel before normalisation, float [rows, L] or [r, rows, L]."""
+        """Some rows of the kernel before normalization, float [rows, L] or [r, rows, L]."""
         rows = slice(start, start + self.rows)
         exponent = _half_squares(self.position, rows)
-        if self.colours is not None:
-            exponent = exponent.repeat(len(self.colours), 1, 1)
-            for channel in self.colours.unbind(1):
+        if self.colors is not None:
+            exponent = exponent.repeat(len(self.colors), 1, 1)
+            for channel in self.colors.unbind(1):
                 difference = channel[:, rows, None] - channel[:, None, :]
                 exponent.addcmul_(difference, difference, value=-0.5)
         return exponent.exp_()

@@ -16,13 +16,13 @@ _MAX_CUDA_SIDE = 64  # the CUDA kernel keeps two whole maps in shared memory
 
 
 def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str = "sigmoid_sum") -> Tensor:
-    """Passes messages between neighbouring positions, each with weights of its own.
+    """Passes messages between neighboring positions, each with weights of its own.
 
     Eq. 4 of ShapeProp (Zhou et al., CVPR 2020), the same K in every step::
 
         m_{t+1}[n, c, u, v] = sum_j K[n, c, j, u, v] * m_t[n, c, u + j // 3 - 1, v + j % 3 - 1]
 
-    Outside the map m_t is zero, while K is normalised over all nine taps: mass leaks at the border,
+    Outside the map m_t is zero, while K is normalized over all nine taps: mass leaks at the border,
     as in the authors' code.
 
     Args:
@@ -47,7 +47,7 @@ def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str = "sigmoi
     So autocast has nothing to cast, except that under it two inputs of different dtypes are brought
     to their common one.
 
-    CPU and CUDA (maps up to 64 x 64) have kernels; everything else runs on the twin,
+    CPU and CUDA (maps up to 64 x 64) have kernels; everything else runs on the reference,
     :func:`psis_d2.ops.reference.message_passing`. On CUDA 14 x 14 and 28 x 28 maps have kernels of
     their own, see :func:`cuda_kernels`.
 

@@ -1,4 +1,4 @@
-"""Plain PyTorch twins of the compiled ops, in the fastest form that eager PyTorch has.
+"""Plain PyTorch references of the compiled ops, literal rather than fast.
 
 They run where no kernel is built, and tests and benchmarks compare the kernels with them. Arguments
 are those of the kernels; they are not checked here.
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TAPS = 9  # 3x3 neighbourhood, row-major
+TAPS = 9  # 3x3 neighborhood, row-major
 SUM_EPS = 1e-5  # of "sigmoid_sum", as ShapeProp's authors released it
 
 
@@ -17,7 +17,7 @@ def state_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 
-def normalise_weights(weights: Tensor, norm: str) -> Tensor:
+def normalize_weights(weights: Tensor, norm: str) -> Tensor:
     """Propagation weights of the nine taps from what the network predicts.
 
     Args:
@@ -36,14 +36,14 @@ def normalise_weights(weights: Tensor, norm: str) -> Tensor:
 
 
 def message_passing(m0: Tensor, weights: Tensor, steps: int, norm: str) -> Tensor:
-    """Twin of :func:`psis_d2.ops.message_passing`.
+    """Reference of :func:`psis_d2.ops.message_passing`.
 
     Nine shifted views of the padded map instead of F.unfold, which would write nine copies of it.
     """
     n, _, h, w = m0.shape
     dtype = m0.dtype
     accumulator = state_dtype(m0)
-    kernel = normalise_weights(
+    kernel = normalize_weights(
         weights.to(accumulator).reshape(n, weights.shape[1] // TAPS, TAPS, h, w), norm
     ).unbind(dim=2)
     state = m0.to(accumulator)
@@ -66,7 +66,7 @@ def shape_prior_blend(
     classes: Tensor | None = None,
     sample_offset: float = 0.5,
 ) -> Tensor:
-    """Twin of :func:`psis_d2.ops.shape_prior_blend`.
+    """Reference of :func:`psis_d2.ops.shape_prior_blend`.
 
     Two batched matrix products with the hat functions of both axes instead of F.grid_sample, whose
     backward pass on the CPU is the slower one.
@@ -110,7 +110,7 @@ def affinity_attention(
     eps: float = 1e-5,
     unbiased: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Twin of :func:`psis_d2.ops.affinity_attention`; `foreground` has the dtype of `theta`.
+    """Reference of :func:`psis_d2.ops.affinity_attention`; `foreground` has the dtype of `theta`.
 
     PyTorch's scaled_dot_product_attention with the foreground as one more channel of the value:
     that channel of the result is the foreground's sum, and autograd needs nothing else.

@@ -51,7 +51,7 @@ def shape_prior_blend(
         size: (H, W) of the output grid.
         classes: int64 [N], which row of `priors` each box uses.
         sample_offset: where in its cell a value sits, as a part of the cell, in the prior and in
-            the output grid. 0.5 is the centre, grid_sample(align_corners=False) and RoIAlignV2;
+            the output grid. 0.5 is the center, grid_sample(align_corners=False) and RoIAlignV2;
             0 is the upper left corner, as in the released code.
 
     Returns:
@@ -67,7 +67,7 @@ def shape_prior_blend(
     their common one.
 
     CPU and CUDA (P, H and W up to 128, for float64 up to 80) have kernels; everything else runs on
-    the twin, :func:`psis_d2.ops.reference.shape_prior_blend`.
+    the reference, :func:`psis_d2.ops.reference.shape_prior_blend`.
 
     Raises:
         ValueError: shapes or devices do not fit.

@@ -27,7 +27,7 @@ GREEN, RED = (40, 160, 60), (200, 60, 50)
 
 
 def disc(cx, cy, radius, size=SIZE):
-    """bool [size, size], true within a radius of a centre."""
+    """bool [size, size], true within a radius of a center."""
     y, x = np.mgrid[:size, :size]
     return (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
 
@@ -49,7 +49,7 @@ def box_of(mask):
 # ------------------------------------------------------------------------------------- one box
 
 
-def test_the_mask_of_a_two_coloured_image_is_the_object():
+def test_the_mask_of_a_two_colored_image_is_the_object():
     truth = disc(22, 25, 9)
     mask, made = GrabCut()(painting(truth), (11, 14, 34, 37))
     assert made == "grabcut"
@@ -97,7 +97,7 @@ def test_boxes_that_cannot_be_cut(box, how, filled):
 
 
 def test_a_box_that_is_all_background_is_filled():
-    # Inside and outside are the same one colour: nothing speaks for foreground but the box.
+    # Inside and outside are the same one color: nothing speaks for foreground but the box.
     image = np.full((SIZE, SIZE, 3), 90, dtype=np.uint8)
     mask, made = GrabCut()(image, (10, 10, 30, 30))
     assert made == "empty"
@@ -106,7 +106,7 @@ def test_a_box_that_is_all_background_is_filled():
 
 
 def patchwork():
-    """A disc and its ground in patches of eight colours each, four of them common to both."""
+    """A disc and its ground in patches of eight colors each, four of them common to both."""
     rng = np.random.default_rng(3)
     palette = rng.integers(0, 256, (12, 3))
     ground, figure = (
@@ -197,7 +197,7 @@ def test_masks_of_a_data_set_are_those_of_its_boxes(paint_dataset, tmp_path):
     cats = [(r["image_id"], a) for r in dicts for a in r["annotations"] if a["category_id"] == 1]
     assert masks.keys() == {(image_id, a["id"]) for image_id, a in cats}
     for image_id, annotation in cats:
-        # The colour order that images are read in cannot matter.
+        # The color order that images are read in cannot matter.
         image = np.asarray(Image.open(tmp_path / "images" / f"{image_id}.png"))
         x, y, w, h = annotation["bbox"]
         expected = GrabCut()(image, (x, y, x + w, y + h))[0]

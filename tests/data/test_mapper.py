@@ -281,12 +281,12 @@ def test_boxes_of_other_modes(sample):
     assert mapper()(record)["instances"].gt_boxes.tensor.tolist() == [[1, 2, 5, 9]]
 
 
-def test_grey_image_and_image_format(sample, tmp_path):
+def test_gray_image_and_image_format(sample, tmp_path):
     record = sample(...)
-    grey = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
-    Image.fromarray(grey).save(record["file_name"])
+    gray = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+    Image.fromarray(gray).save(record["file_name"])
     image = PartialMaskMapper(True, augmentations=[], image_format="RGB")(record)["image"]
-    np.testing.assert_array_equal(image.numpy(), np.stack([grey] * 3))
+    np.testing.assert_array_equal(image.numpy(), np.stack([gray] * 3))
 
 
 def test_missing_image(sample):

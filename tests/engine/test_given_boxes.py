@@ -15,7 +15,7 @@ def sides(boxes: Boxes) -> torch.Tensor:
     return boxes.tensor[:, 2:] - boxes.tensor[:, :2]
 
 
-def test_factors_are_uniform_and_the_centre_stays():
+def test_factors_are_uniform_and_the_center_stays():
     boxes = Boxes(torch.tensor([[10.0, 20, 50, 30]]).repeat(4000, 1))
     smaller = BoxShrink(0.75)(boxes, "a")
     torch.testing.assert_close(smaller.get_centers(), boxes.get_centers())

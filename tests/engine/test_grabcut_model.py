@@ -87,7 +87,7 @@ def test_grabcut_from_the_command_line(tmp_path):
     train_net.invoke_main(line)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"segm_seen", "segm_unseen", "gtbox_seen", "gtbox_unseen"} <= results.keys()
-    # The rectangles are brighter than their ground and nearly of one colour.
+    # The rectangles are brighter than their ground and nearly of one color.
     assert results["gtbox_unseen"]["IoU"] > 60
     assert len(list((tmp_path / "cache" / "grabcut").iterdir())) == 1
 

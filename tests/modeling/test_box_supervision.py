@@ -11,7 +11,7 @@ from psis_d2.modeling.box_supervision import (
     lab_image,
     pairwise_loss,
     projection_loss,
-    similar_neighbours,
+    similar_neighbors,
 )
 
 import pytest
@@ -32,9 +32,9 @@ def random_cells(n, size=SIZE, seed=0):
     return torch.cat([corner, last.minimum(torch.tensor([size[1] - 1, size[0] - 1]))], dim=1)
 
 
-def neighbours_alike(colours, size, valid_rows, dilation, threshold):
+def neighbors_alike(colors, size, valid_rows, dilation, threshold):
     """The definition: {(y, x, y', x')} of all eight directions."""
-    height, width = colours.shape[-2:]
+    height, width = colors.shape[-2:]
     height = min(height, valid_rows)
     pairs = set()
     for y in range(size[0]):
@@ -45,7 +45,7 @@ def neighbours_alike(colours, size, valid_rows, dilation, threshold):
                     exists = 0 <= v < height and 0 <= u < width and y < height and x < width
                     if (dy, dx) == (0, 0) or not exists:
                         continue
-                    difference = (colours[:, y, x] - colours[:, v, u]).tolist()
+                    difference = (colors[:, y, x] - colors[:, v, u]).tolist()
                     if math.exp(-math.hypot(*difference) / 2) >= threshold:
                         pairs.add((y, x, v, u))
     return pairs
@@ -67,8 +67,8 @@ def test_box_cells_by_hand():
     boxes = torch.tensor(
         [
             [0.0, 0, 8, 4],  # whole cells
-            [1.9, 2.1, 10.1, 9.9],  # centres at 2, 6, 10 and at 6
-            [4.5, 8.2, 5.5, 8.9],  # no centre: the cell around (5, 8.55)
+            [1.9, 2.1, 10.1, 9.9],  # centers at 2, 6, 10 and at 6
+            [4.5, 8.2, 5.5, 8.9],  # no center: the cell around (5, 8.55)
             [30.0, 22, 40, 40],  # the last columns and rows, and beyond
             [35.9, 28, 36, 28],  # nothing, at the corner
         ]
@@ -116,15 +116,15 @@ def test_projection_loss_equals_its_definition():
     assert projection_loss(p, cells).tolist() == pytest.approx(losses, rel=1e-9)
 
 
-def test_lab_of_known_colours():
+def test_lab_of_known_colors():
     # Published values for sRGB and D65.
-    colours = {
+    colors = {
         (255, 255, 255): (100.0, 0.0, 0.0),
         (0, 0, 0): (0.0, 0.0, 0.0),
         (255, 0, 0): (53.24, 80.09, 67.20),
         (0, 0, 255): (32.30, 79.19, -107.86),
     }
-    for rgb, lab in colours.items():
+    for rgb, lab in colors.items():
         image = torch.tensor(rgb, dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4)
         for order, name in ((image, "RGB"), (image.flip(0), "BGR")):
             assert lab_image(order, name, 4).flatten().tolist() == pytest.approx(lab, abs=0.1)
@@ -134,15 +134,15 @@ def test_cells_of_an_image_are_averaged_also_at_the_edge():
     image = torch.zeros(3, 5, 6, dtype=torch.uint8)
     image[:, 4, 4:] = 200  # all there is of the lower right cell
     image[:, 0, :4] = 100
-    colours = lab_image(image, "RGB", 4)
-    assert colours.shape == (3, 2, 2)
-    for (y, x), grey in {(0, 0): 25, (0, 1): 0, (1, 0): 0, (1, 1): 200}.items():
-        flat = torch.full((3, 1, 1), grey, dtype=torch.uint8)
+    colors = lab_image(image, "RGB", 4)
+    assert colors.shape == (3, 2, 2)
+    for (y, x), gray in {(0, 0): 25, (0, 1): 0, (1, 0): 0, (1, 1): 200}.items():
+        flat = torch.full((3, 1, 1), gray, dtype=torch.uint8)
         expected = lab_image(flat, "RGB", 1).flatten()
-        torch.testing.assert_close(colours[:, y, x], expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(colors[:, y, x], expected, atol=1e-3, rtol=0)
 
 
-def test_colours_need_a_colour_format():
+def test_colors_need_a_color_format():
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
     with pytest.raises(UserError, match="INPUT.FORMAT is 'L'; choose one of BGR, RGB"):
         lab_image(image, "L", 4)
@@ -151,18 +151,18 @@ def test_colours_need_a_colour_format():
 
 
 @pytest.mark.parametrize(("dilation", "valid_rows"), [(1, 9), (2, 9), (2, 4), (2, 0), (6, 9)])
-def test_similar_neighbours_equal_their_definition(dilation, valid_rows):
+def test_similar_neighbors_equal_their_definition(dilation, valid_rows):
     torch.manual_seed(0)
-    colours = 2 * torch.rand(3, 6, 7)  # smaller than the padded size
-    similar = similar_neighbours(colours, SIZE, valid_rows, dilation, 0.5)
+    colors = 2 * torch.rand(3, 6, 7)  # smaller than the padded size
+    similar = similar_neighbors(colors, SIZE, valid_rows, dilation, 0.5)
     found = set()
     for k, (down, right) in enumerate(directions(dilation)):
         for y, x in similar[k].nonzero().tolist():
             found |= {(y, x, y + down, x + right), (y + down, x + right, y, x)}
-    expected = neighbours_alike(colours, SIZE, valid_rows, dilation, 0.5)
+    expected = neighbors_alike(colors, SIZE, valid_rows, dilation, 0.5)
     assert found == expected
     assert similar.sum() * 2 == len(expected)
-    everything = neighbours_alike(colours, SIZE, valid_rows, dilation, 0.0)
+    everything = neighbors_alike(colors, SIZE, valid_rows, dilation, 0.0)
     assert not everything or 0 < len(expected) < len(everything) or len(everything) < 10
 
 
@@ -170,9 +170,9 @@ def test_similar_neighbours_equal_their_definition(dilation, valid_rows):
 def test_pairwise_loss_and_gradient_equal_the_definition(dilation):
     torch.manual_seed(0)
     images = torch.tensor([0, 0, 1, 1, 1])
-    colours = [2 * torch.rand(3, *SIZE) for _ in range(2)]
-    similar = torch.stack([similar_neighbours(x, SIZE, 9, dilation, 0.5) for x in colours])
-    pairs = [neighbours_alike(x, SIZE, 9, dilation, 0.5) for x in colours]
+    colors = [2 * torch.rand(3, *SIZE) for _ in range(2)]
+    similar = torch.stack([similar_neighbors(x, SIZE, 9, dilation, 0.5) for x in colors])
+    pairs = [neighbors_alike(x, SIZE, 9, dilation, 0.5) for x in colors]
     cells = random_cells(5)
     results = []
     for literal in (False, True):
@@ -210,7 +210,7 @@ def test_pairwise_loss_by_hand_and_far_out():
 def test_pairwise_loss_touches_no_logit_away_from_the_box():
     similar = torch.ones(1, 4, 12, 12, dtype=torch.bool)
     cells, images = torch.tensor([[4, 5, 6, 6]]), torch.tensor([0])
-    for k, (down, right) in enumerate(directions(2)):  # as where colours are defined
+    for k, (down, right) in enumerate(directions(2)):  # as where colors are defined
         similar[0, k, 12 - down :] = False
         similar[0, k, :, (12 - right if right > 0 else 12) :] = False
         similar[0, k, :, : max(-right, 0)] = False
@@ -232,17 +232,17 @@ def test_no_instance_gives_a_connected_zero():
     assert projection_loss(logits, none).shape == (0,)
 
 
-def test_both_losses_find_the_object_of_a_two_colour_image():
-    """A bright disc in its box on a dark ground; masks are functions of colour."""
+def test_both_losses_find_the_object_of_a_two_color_image():
+    """A bright disc in its box on a dark ground; masks are functions of color."""
     height = width = 16
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     disc = (y - 8) ** 2 + (x - 7) ** 2 <= 18
     image = torch.where(disc, 220, 20).to(torch.uint8).expand(3, -1, -1)
-    colours = lab_image(image, "RGB", 1)
-    similar = similar_neighbours(colours, (height, width), height, 2, 0.3)[None]
+    colors = lab_image(image, "RGB", 1)
+    similar = similar_neighbors(colors, (height, width), height, 2, 0.3)[None]
     cells, images = torch.tensor([[3, 4, 11, 12]]), torch.tensor([0])
     assert torch.equal(box_masks(cells, disc.shape)[0].any(0), disc.any(0))
-    inputs = torch.stack([colours[0] / 100, torch.ones(16, 16)])
+    inputs = torch.stack([colors[0] / 100, torch.ones(16, 16)])
     weights = torch.tensor([0.1, -0.05], requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=0.2)
     losses = []

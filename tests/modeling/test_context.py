@@ -102,9 +102,9 @@ def test_cells_of_annotated_objects_are_those_of_their_union():
     assert torch.equal(cells[1], pixels)
 
 
-def test_cells_of_the_annotated_box_are_those_with_their_centre_in_it():
+def test_cells_of_the_annotated_box_are_those_with_their_center_in_it():
     cells = two_images().object_cells(4)
-    # the box [2, 1, 7, 6] in cells of two pixels: centres 1, 3, 5, 7 lie in it from 2 to 7, 1 to 6
+    # the box [2, 1, 7, 6] in cells of two pixels: centers 1, 3, 5, 7 lie in it from 2 to 7, 1 to 6
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[0:3, 1:4] = True
     assert torch.equal(cells[0], expected)

@@ -39,10 +39,10 @@ def fcos_model(*keys):
     return tiny_model(*TWO_LEVELS, *keys, config=FCOS)
 
 
-def assigned_by_loops(centres, strides, ranges, boxes, radius) -> list[int]:
+def assigned_by_loops(centers, strides, ranges, boxes, radius) -> list[int]:
     """The definition: location by location, object by object."""
     result = []
-    for (x, y), stride, (low, high) in zip(centres, strides, ranges, strict=True):
+    for (x, y), stride, (low, high) in zip(centers, strides, ranges, strict=True):
         best, best_area = -1, math.inf
         for k, (x0, y0, x1, y1) in enumerate(boxes):
             left, top, right, bottom = x - x0, y - y0, x1 - x, y1 - y
@@ -62,21 +62,21 @@ def assigned_by_loops(centres, strides, ranges, boxes, radius) -> list[int]:
 
 
 def locations(size: int, strides=(8, 16)):
-    """Centres, strides and level numbers of all locations of a square image."""
-    centres, of_stride, level = [], [], []
+    """Centers, strides and level numbers of all locations of a square image."""
+    centers, of_stride, level = [], [], []
     for number, stride in enumerate(strides):
         for y in range(size // stride):
             for x in range(size // stride):
-                centres.append(((x + 0.5) * stride, (y + 0.5) * stride))
+                centers.append(((x + 0.5) * stride, (y + 0.5) * stride))
                 of_stride.append(float(stride))
                 level.append(number)
-    return centres, of_stride, level
+    return centers, of_stride, level
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.5])
 def test_assignment_equals_its_definition(radius):
     generator = torch.Generator().manual_seed(0)
-    centres, strides, level = locations(64)
+    centers, strides, level = locations(64)
     limits = [(0.0, 20.0), (20.0, math.inf)]
     ranges = [limits[k] for k in level]
     found = set()
@@ -86,9 +86,9 @@ def test_assignment_equals_its_definition(radius):
         side = torch.randint(1, 80, (6, 2), generator=generator) / 2
         boxes = torch.cat([corner, corner + side], dim=1)
         index = assign_locations(
-            *(torch.tensor(x) for x in (centres, strides, ranges)), boxes, radius
+            *(torch.tensor(x) for x in (centers, strides, ranges)), boxes, radius
         )
-        expected = assigned_by_loops(centres, strides, ranges, boxes.tolist(), radius)
+        expected = assigned_by_loops(centers, strides, ranges, boxes.tolist(), radius)
         assert index.tolist() == expected
         found |= set(expected)
     assert found == set(range(-1, 6))
@@ -101,28 +101,28 @@ def test_smallest_of_overlapping_objects_wins():
     assert assign_locations(*args, boxes[[0, 2]], 1.5).tolist() == [0]
 
 
-def test_centre_sampling_is_in_strides():
-    # The same offset of 20 pixels from the centre: outside 1.5 strides of 8, inside those of 16.
+def test_center_sampling_is_in_strides():
+    # The same offset of 20 pixels from the center: outside 1.5 strides of 8, inside those of 16.
     boxes = torch.tensor([[0.0, 0, 100, 100]])
-    centres, strides = torch.tensor([[70.0, 50], [70, 50]]), torch.tensor([8.0, 16.0])
+    centers, strides = torch.tensor([[70.0, 50], [70, 50]]), torch.tensor([8.0, 16.0])
     ranges = torch.tensor([[0.0, math.inf]]).expand(2, 2)
-    assert assign_locations(centres, strides, ranges, boxes, 1.5).tolist() == [-1, 0]
-    assert assign_locations(centres, strides, ranges, boxes, 0.0).tolist() == [0, 0]
+    assert assign_locations(centers, strides, ranges, boxes, 1.5).tolist() == [-1, 0]
+    assert assign_locations(centers, strides, ranges, boxes, 0.0).tolist() == [0, 0]
 
 
 def test_no_object_is_all_background():
-    centres, strides, _ = (torch.tensor(x) for x in locations(32))
-    ranges = torch.tensor([[0.0, math.inf]]).expand(len(centres), 2)
-    index = assign_locations(centres, strides, ranges, torch.zeros(0, 4), 1.5)
+    centers, strides, _ = (torch.tensor(x) for x in locations(32))
+    ranges = torch.tensor([[0.0, math.inf]]).expand(len(centers), 2)
+    index = assign_locations(centers, strides, ranges, torch.zeros(0, 4), 1.5)
     assert index.eq(-1).all()
 
 
 def test_every_assigned_object_is_one_that_the_location_may_predict():
-    centres, strides, level = (torch.tensor(x) for x in locations(64))
+    centers, strides, level = (torch.tensor(x) for x in locations(64))
     ranges = torch.tensor([[0.0, 20.0], [20.0, math.inf]])[level]
     boxes = torch.tensor([[4.0, 4, 60, 60], [20, 20, 44, 44], [22, 22, 30, 30]])
-    belongs = locations_in_boxes(centres, strides, ranges, boxes, 1.5)
-    index = assign_locations(centres, strides, ranges, boxes, 1.5)
+    belongs = locations_in_boxes(centers, strides, ranges, boxes, 1.5)
+    index = assign_locations(centers, strides, ranges, boxes, 1.5)
     assert torch.equal(belongs.any(dim=1), index >= 0)
     assert belongs.gather(1, index.clamp(min=0)[:, None])[:, 0][index >= 0].all()
     assert (belongs.sum(dim=1) > 1).any()  # there is something to choose
@@ -136,12 +136,12 @@ def test_labels_of_a_batch_are_those_of_each_image():
     maps = [torch.zeros(2, 16, 8, 8), torch.zeros(2, 16, 4, 4)]
     anchors = fcos.anchor_generator(maps)
     labels, boxes = fcos.label_locations(anchors, targets)
-    centres, strides, level = locations(64)
+    centers, strides, level = locations(64)
     cells = torch.cat([x.tensor for x in anchors])
-    assert torch.equal((cells[:, :2] + cells[:, 2:]) / 2, torch.tensor(centres))
+    assert torch.equal((cells[:, :2] + cells[:, 2:]) / 2, torch.tensor(centers))
     ranges = [((0.0, 32.0), (32.0, math.inf))[k] for k in level]
     truth = targets[0]
-    index = assigned_by_loops(centres, strides, ranges, truth.gt_boxes.tensor.tolist(), 1.5)
+    index = assigned_by_loops(centers, strides, ranges, truth.gt_boxes.tensor.tolist(), 1.5)
     expected = [20 if k < 0 else truth.gt_classes[k].item() for k in index]
     assert labels[0].tolist() == expected
     assert labels[1].eq(20).all()
@@ -160,8 +160,8 @@ def test_boxes_survive_encoding_and_decoding(norm_targets):
     fcos = fcos_model("PSIS.FCOS.NORM_REG_TARGETS", norm_targets).proposal_generator
     cells = torch.tensor([[0.0, 0, 8, 8], [16, 32, 32, 48]])
     boxes = torch.tensor([[-3.0, 1, 20, 9.5], [20, 30, 90, 41]])
-    centres = (cells[:, :2] + cells[:, 2:]) / 2
-    sides = box_sides(centres, boxes)
+    centers = (cells[:, :2] + cells[:, 2:]) / 2
+    sides = box_sides(centers, boxes)
     assert sides.gt(0).all()
     deltas = sides / torch.tensor([[8.0], [16.0]]) if norm_targets else sides
     transform = fcos.box2box_transform
@@ -305,7 +305,7 @@ def test_location_of_a_given_box():
     # Location (20, 12), row 1 * 8 + 2, predicts the box itself.
     deltas[10] = torch.tensor([12.0, 4, 12, 20]) / 8
     assert fcos.locations_for(found, given, label)[0].tolist() == [10]
-    # Its neighbour does, too, and is sure of another class; then of this one.
+    # Its neighbor does, too, and is sure of another class; then of this one.
     deltas[11] = torch.tensor([20.0, 4, 4, 20]) / 8
     logits[11, 4] = 2.0
     assert fcos.locations_for(found, given, label)[0].tolist() == [10]
@@ -324,8 +324,8 @@ def test_a_given_box_that_no_location_may_predict_gets_the_nearest():
     fcos = fcos_model().proposal_generator
     boxes = torch.tensor(
         [
-            [9.0, 9, 11, 11],  # between the centres of stride 8: (12, 12) is nearest, row 9
-            [-60.0, -60, 30, 30],  # of the second level, its centre outside of the image
+            [9.0, 9, 11, 11],  # between the centers of stride 8: (12, 12) is nearest, row 9
+            [-60.0, -60, 30, 30],  # of the second level, its center outside of the image
         ]
     )
     rows = fcos.locations_for(dense_pass(fcos), [Boxes(boxes)], [torch.tensor([0, 0])])[0]

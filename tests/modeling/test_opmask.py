@@ -9,7 +9,7 @@ from psis_d2.modeling.losses import mask_bce
 from psis_d2.modeling.mask_heads.opmask import (
     OPMaskHead,
     class_activation_maps,
-    normalise_maps,
+    normalize_maps,
 )
 
 import pytest
@@ -93,7 +93,7 @@ def test_the_mean_of_a_map_is_the_classifiers_logit():
 
 def test_maps_are_scaled_each_by_itself():
     maps = torch.tensor([[[1.0, 3], [2, 5]], [[-40, -40], [0, -20]]])
-    scaled = normalise_maps(maps)
+    scaled = normalize_maps(maps)
     expected = torch.tensor([[[0, 0.5], [0.25, 1]], [[0, 0], [1, 0.5]]])
     torch.testing.assert_close(scaled, expected, atol=1e-4, rtol=0)
     assert (scaled < 1).all()
@@ -101,23 +101,23 @@ def test_maps_are_scaled_each_by_itself():
 
 def test_constant_maps_are_zero_with_finite_gradients():
     maps = torch.full((2, 3, 3), 7.0, requires_grad=True)
-    scaled = normalise_maps(maps)
+    scaled = normalize_maps(maps)
     assert scaled.eq(0).all()
     scaled.square().sum().backward()
     assert maps.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_map_is_enlarged_and_added_to_all_channels(normalised):
+@pytest.mark.parametrize("normalized", [True, False])
+def test_map_is_enlarged_and_added_to_all_channels(normalized):
     """A map of 1 x 2 cells at 1 x 4: a quarter and three quarters of the way between the two."""
-    head = small_head(channels=2, cam_normalised=normalised)
+    head = small_head(channels=2, cam_normalized=normalized)
     predictor = box_predictor(num_classes=3, features=1)
     with torch.no_grad():
         predictor.cls_score.weight.copy_(torch.tensor([[1.0], [9], [-1], [7]]))
     features = torch.tensor([2.0, 6.0]).expand(2, 1, 2, 2)
     context = context_of([0, 2], predictor, features)
     rows = torch.tensor([[2.0, 3, 5, 6], [-2, -3, -5, -6]])
-    if normalised:
+    if normalized:
         rows = torch.tensor([[0.0, 0.25, 0.75, 1], [1, 0.75, 0.25, 0]])
     maps = rows[:, None, :].expand(2, 4, 4)
     torch.testing.assert_close(head.class_maps(context), maps, atol=1e-4, rtol=0)
@@ -131,7 +131,7 @@ def test_the_bias_vanishes_in_the_scaling():
     predictor, features = box_predictor(3, features=4), torch.rand(2, 4, 3, 3)
     context = context_of([0, 2], predictor, features)
     maps = [
-        small_head(cam_bias=bias, cam_normalised=scaled).class_maps(context)
+        small_head(cam_bias=bias, cam_normalized=scaled).class_maps(context)
         for bias, scaled in ((False, True), (True, True), (False, False), (True, False))
     ]
     torch.testing.assert_close(maps[0], maps[1])
@@ -189,7 +189,7 @@ def test_all_foreground_passes_the_head_and_masks_alone_count():
 
 
 @pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN_N"])
-def test_synchronised_norm_is_refused(norm):
+def test_synchronized_norm_is_refused(norm):
     with pytest.raises(UserError, match=f"NORM is '{norm}'.*choose BN or GN"):
         OPMaskHead(
             tiny_config(*OPMASK, "MODEL.ROI_MASK_HEAD.NORM", norm),

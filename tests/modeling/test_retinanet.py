@@ -101,7 +101,7 @@ BOTH_ANCHORS = (0.25 + 19 * 0.75) * FOCAL + 20 * 0.75 * FOCAL
 
 
 @pytest.mark.parametrize(("normalizer", "divisor"), [("positives", 1), ("positives_and_images", 2)])
-def test_classification_loss_and_its_normaliser(normalizer, divisor):
+def test_classification_loss_and_its_normalizer(normalizer, divisor):
     keys = ("PSIS.RETINANET.CLS_NORMALIZER", normalizer)
     losses = one_image(keys, [[0.0] * 4] * 2, [0.0, 0, 8, 8])
     assert losses["loss_cls"].item() == pytest.approx(BOTH_ANCHORS / divisor, rel=1e-5)

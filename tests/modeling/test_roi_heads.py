@@ -2,7 +2,7 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.mask_heads.base import RegionRegulariser
+from psis_d2.modeling.mask_heads.base import RegionRegularizer
 from psis_d2.modeling.roi_heads import MASK_TRAIN_BOXES, jitter_boxes
 
 import pytest
@@ -134,8 +134,8 @@ def test_jitter_moves_boxes_and_keeps_them_in_the_image():
     assert (moved[:, 2] <= 48).all()
     assert (moved[:, 3] <= 64).all()
     inside = (moved[:, 0] > 0) & (moved[:, 2] < 48) & (moved[:, 1] > 0) & (moved[:, 3] < 64)
-    centre = ((moved[:, 0] + moved[:, 2]) / 2)[inside]
-    assert centre.std().item() == pytest.approx(0.1 * 20, rel=0.1)  # sd of .1 times the width
+    center = ((moved[:, 0] + moved[:, 2]) / 2)[inside]
+    assert center.std().item() == pytest.approx(0.1 * 20, rel=0.1)  # sd of .1 times the width
     assert torch.equal(jitter_boxes(boxes, 0.0, (64, 48)).tensor, boxes.tensor)
 
 
@@ -168,26 +168,26 @@ def test_channel_dropout_acts_in_training_only(head):
     noisy_model = tiny_model(*head, "PSIS.ROI_CHANNEL_DROPOUT", 0.5)
     assert not torch.equal(training_losses(noisy_model, batch)["loss_mask"], plain)
     modules = noisy_model.roi_heads.mask_head.modules()
-    regularisers = [m for m in modules if isinstance(m, RegionRegulariser)]
-    assert regularisers
-    for regularise in regularisers:
+    regularizers = [m for m in modules if isinstance(m, RegionRegularizer)]
+    assert regularizers
+    for regularize in regularizers:
         x = torch.randn(3, 16, 14, 14)
-        dropped = regularise(x)
+        dropped = regularize(x)
         zero = dropped.eq(0).all(dim=(2, 3))
         assert zero.any()
         assert torch.allclose(dropped[~zero], 2 * x[~zero])
-        assert torch.equal(regularise.eval()(x), x)
+        assert torch.equal(regularize.eval()(x), x)
 
 
 def test_feature_drop_takes_whole_regions_unscaled():
     head = tiny_model(*SHAPEPROP, "PSIS.ROI_FEATURE_DROP", 0.5).roi_heads.mask_head
     x = torch.randn(400, 2, 3, 3)
     torch.manual_seed(1)
-    y = head.regularise.train()(x)
+    y = head.regularize.train()(x)
     dropped = y.eq(0).all(dim=(1, 2, 3))
     assert torch.equal(y[~dropped], x[~dropped])
     assert 140 < dropped.sum() < 260
-    assert torch.equal(head.regularise.eval()(x), x)
+    assert torch.equal(head.regularize.eval()(x), x)
 
 
 def test_feature_drop_needs_a_shape_prior():

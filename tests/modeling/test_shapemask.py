@@ -76,7 +76,7 @@ def context_of(head, boxes=BOXES, classes=(0, 1), masks=None, size=(64, 64), cha
 # ---- crops --------------------------------------------------------------------------------------
 
 
-def test_outer_box_is_enlarged_about_its_centre_and_clipped():
+def test_outer_box_is_enlarged_about_its_center_and_clipped():
     found = outer_boxes(Boxes(torch.tensor([[20.0, 20, 40, 28], [0, 0, 16, 64]])), 1.25, (64, 64))
     assert found.tensor.tolist() == [[17.5, 19, 42.5, 29], [0, 0, 18, 64]]
 
@@ -92,8 +92,8 @@ def test_fixed_crop_is_on_the_level_of_equation_10(longest, level):
     crop = fixed_crops(Boxes(box), 32, (3, 5)).tensor[0]
     assert (crop[2:] - crop[:2]).tolist() == [32 * 2**level] * 2
     assert (crop % 2**level == 0).all()
-    centre = (crop[:2] + crop[2:]) / 2
-    assert ((centre - torch.tensor([100 + longest / 2, 42])).abs() <= 2**level / 2).all()
+    center = (crop[:2] + crop[2:]) / 2
+    assert ((center - torch.tensor([100 + longest / 2, 42])).abs() <= 2**level / 2).all()
 
 
 def test_fixed_crop_is_cut_out_of_its_level_without_interpolation():
@@ -301,7 +301,7 @@ def test_losses_by_hand(normalizer):
 
 @pytest.mark.parametrize("normalizer", ["foreground", "cells"])
 def test_box_annotated_objects_count_for_nothing(normalizer):
-    """The losses are those of the batch without them: no normaliser knows of them."""
+    """The losses are those of the batch without them: no normalizer knows of them."""
     keys = (*SHAPEMASK, "PSIS.MASK_TRAIN_BOXES", "gt")
     keys += ("PSIS.SHAPEMASK.LOSS_NORMALIZER", normalizer)
     with_others = partial_batch(MIXED)

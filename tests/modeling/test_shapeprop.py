@@ -33,7 +33,7 @@ def test_signed_mean_is_equation_3():
     assert loss.item() == pytest.approx((-1 + 3 + 2 + 5) / 4)
 
 
-def test_embedding_sees_the_activation_normalised_to_its_maximum():
+def test_embedding_sees_the_activation_normalized_to_its_maximum():
     embedding = ActivationEmbedding(dim=4, num_convs=2)
     activation = torch.randn(3, 1, 5, 5)
     assert torch.allclose(embedding(activation), embedding(10 * activation), atol=1e-4)

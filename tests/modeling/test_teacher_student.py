@@ -97,7 +97,7 @@ EXPECTED = {
 . . . . . . . .
 . . . . . . . .
 """,
-    # All cells of one colour get the colour's majority: light, where the teacher is mostly sure.
+    # All cells of one color get the color's majority: light, where the teacher is mostly sure.
     "crf": """
 . . . . . . . .
 . # # # # # . .
@@ -179,7 +179,7 @@ def scene(kind="threshold", teacher=None, **options):
         region.gt_classes, region.gt_has_mask = target.gt_classes[index], target.gt_has_mask[index]
         regions.append(region)
     dark = drawing(DARK).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    # The model's input: (colour - mean) / std with std 60, two colours 120 grey levels apart.
+    # The model's input: (color - mean) / std with std 60, two colors 120 gray levels apart.
     images = ImageList((1 - 2 * dark).expand(2, 3, *size).clone(), [size, size])
     context = RegionContext(
         regions=regions,
@@ -386,11 +386,11 @@ def test_the_share_of_foreground_is_logged():
 
 def test_the_teacher_predicts_as_in_a_test_and_goes_on_in_training():
     head, context = scene()
-    head.teacher.regularise.eval()  # a part that somebody keeps so
+    head.teacher.regularize.eval()  # a part that somebody keeps so
     losses_of(head, context)
     assert head.teacher.asked_for == [([1, 2], True), ([0, 3], False)]
     assert head.teacher.training
-    assert not head.teacher.regularise.training
+    assert not head.teacher.regularize.training
     assert head.student.asked_for == [([0, 1, 2, 3], True)]
 
 

@@ -1,4 +1,4 @@
-"""affinity_attention: hand-computed case, twin, kernels, gradients, memory, errors, compilation."""
+"""affinity_attention: hand-made case, reference, kernels, gradients, memory, errors, compilation."""
 
 import json
 import math
@@ -33,7 +33,7 @@ needs_extension = pytest.mark.skipif(not has_extension(), reason="the extension 
 
 
 def needs_kernel(device: str) -> None:
-    """Skips where the op would run on the twin."""
+    """Skips where the op would run on the reference."""
     if op_paths()["affinity_attention"][device] != "extension":
         pytest.skip(f"the extension is built without kernels for {device}")
 
@@ -64,12 +64,12 @@ def make_inputs(n, c, g, h, w, foreground="soft", seed=0):
 def definition(theta, phi, value, foreground, scale=1.0, eps=1e-5, unbiased=False):
     """Eq. 4 to 6 with the whole matrix, in the dtype of its inputs."""
 
-    def normalise(x):
+    def normalize(x):
         x = x.flatten(2)
-        centred = x - x.mean(1, keepdim=True)
-        return centred / (x.var(1, keepdim=True, correction=int(unbiased)) + eps).sqrt()
+        centered = x - x.mean(1, keepdim=True)
+        return centered / (x.var(1, keepdim=True, correction=int(unbiased)) + eps).sqrt()
 
-    scores = torch.einsum("nci,ncj->nij", normalise(theta), normalise(phi))
+    scores = torch.einsum("nci,ncj->nij", normalize(theta), normalize(phi))
     affinities = (scale * scores).softmax(2)
     attended = torch.einsum("nij,ngj->ngi", affinities, value.flatten(2)).reshape(value.shape)
     return attended, torch.einsum("nij,nj->ni", affinities, foreground.flatten(1))
@@ -229,7 +229,7 @@ class TestKernels(OpTester):
 
 
 class TestTwin(OpTester):
-    """The twin against the definition; it runs where no kernel does."""
+    """The reference against the definition; it runs where no kernel does."""
 
     def fn(self, *args):
         return joined(reference.affinity_attention(*args))
@@ -248,7 +248,7 @@ class TestTwin(OpTester):
 
 PATHS = [
     pytest.param(affinity_attention, id="public"),
-    pytest.param(reference.affinity_attention, id="twin"),
+    pytest.param(reference.affinity_attention, id="reference"),
 ]
 
 

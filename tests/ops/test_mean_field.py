@@ -15,7 +15,7 @@ SETTINGS = {
     "gaussian_sigma": 0.8,
     "bilateral_weight": 2.1,
     "bilateral_sigma": 1.7,
-    "colour_sigma": 13.0,
+    "color_sigma": 13.0,
 }
 
 
@@ -35,7 +35,7 @@ def by_loops(
     gaussian_sigma,
     bilateral_weight,
     bilateral_sigma,
-    colour_sigma,
+    color_sigma,
 ):
     """Both labels' energies of one region, pixel by pixel: rows of probabilities."""
     height, width = len(probability), len(probability[0])
@@ -48,8 +48,8 @@ def by_loops(
         return math.exp(-squares(i, j) / (2 * gaussian_sigma**2))
 
     def bilateral(i, j):
-        colours = squares(*([channel[y][x] for channel in guide] for y, x in (i, j)))
-        exponent = -squares(i, j) / (2 * bilateral_sigma**2) - colours / (2 * colour_sigma**2)
+        colors = squares(*([channel[y][x] for channel in guide] for y, x in (i, j)))
+        exponent = -squares(i, j) / (2 * bilateral_sigma**2) - colors / (2 * color_sigma**2)
         return math.exp(exponent)
 
     kernels = []
@@ -65,7 +65,7 @@ def by_loops(
     for _ in range(steps):
         new = {}
         for i in pixels:
-            # Potts: a label pays for what its neighbours believe of the other one.
+            # Potts: a label pays for what its neighbors believe of the other one.
             energies = [
                 unary[i][label]
                 + sum(kernel(i, j) * beliefs[j][1 - label] for kernel in kernels for j in pixels)
@@ -125,7 +125,7 @@ def test_memory_is_bounded_and_the_result_is_the_same(max_elements, monkeypatch)
 
 
 def test_the_default_settings_give_a_blurred_mask_the_image_s_edge():
-    """A disc of another colour; the mask is its box, blurred and noisy."""
+    """A disc of another color; the mask is its box, blurred and noisy."""
     torch.manual_seed(0)
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     disc = (y - 13.5) ** 2 + (x - 13.5) ** 2 < 11**2
@@ -172,7 +172,7 @@ def test_no_region():
         ((torch.rand(2, 1, 4, 5), torch.rand(2, 3, 4, 5)), {"steps": -1}, "at least 0, not -1"),
         (
             (torch.rand(2, 1, 4, 5), torch.rand(2, 3, 4, 5)),
-            {"colour_sigma": 0.0},
+            {"color_sigma": 0.0},
             "widths must be positive, not 0.0",
         ),
     ],
@@ -198,8 +198,8 @@ def test_agrees_with_pydensecrf(steps, gaussian, bilateral):
     size = 28
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     ellipse = ((y - 12) / 9) ** 2 + ((x - 15) / 6) ** 2 < 1
-    colours = torch.where(ellipse, 150.0, 90.0) + 15 * torch.randn(3, size, size)
-    image = np.ascontiguousarray(colours.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    colors = torch.where(ellipse, 150.0, 90.0) + 15 * torch.randn(3, size, size)
+    image = np.ascontiguousarray(colors.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
     probability = torch.sigmoid((8 - (y - 13).abs().maximum((x - 14).abs())) / 3)
     probability = (probability + 0.1 * torch.randn(size, size)).clamp(0.05, 0.95)
 

@@ -1,4 +1,4 @@
-"""message_passing: hand-computed case, twin, kernels, gradients, errors, compilation."""
+"""message_passing: hand-computed case, reference, kernels, gradients, errors, compilation."""
 
 import logging
 
@@ -39,13 +39,13 @@ needs_extension = pytest.mark.skipif(not has_extension(), reason="the extension 
 
 
 def needs_kernel(device: str) -> None:
-    """Skips where the op would run on the twin."""
+    """Skips where the op would run on the reference."""
     if op_paths()["message_passing"][device] != "extension":
         pytest.skip(f"the extension is built without kernels for {device}")
 
 
 def make_inputs(n, c, h, w, wc, norm="softmax", seed=0):
-    """m0 and weights in float64; without normalisation the weights must not let m grow."""
+    """m0 and weights in float64; without normalization the weights must not let m grow."""
     generator = torch.Generator().manual_seed(seed)
     m0 = torch.randn(n, c, h, w, generator=generator, dtype=torch.float64)
     weights = torch.randn(n, wc * 9, h, w, generator=generator, dtype=torch.float64)
@@ -81,7 +81,7 @@ def unfold_form(m0, weights, steps, norm):
     """The authors' form, in the dtype of its inputs."""
     n, c, h, w = m0.shape
     kernel = weights.reshape(n, -1, 9, h, w)
-    kernel = reference.normalise_weights(kernel, norm).reshape(n, -1, 9, h * w)
+    kernel = reference.normalize_weights(kernel, norm).reshape(n, -1, 9, h * w)
     state = m0
     for _ in range(steps):
         windows = F.unfold(state, 3, padding=1).view(n, c, 9, h * w)
@@ -90,7 +90,7 @@ def unfold_form(m0, weights, steps, norm):
 
 
 class TestKernels(OpTester):
-    """The compiled op against the twin."""
+    """The compiled op against the reference."""
 
     def fn(self, m0, weights, steps, norm):
         return message_passing(m0, weights, steps, norm)
@@ -233,7 +233,7 @@ class TestKernels(OpTester):
 
 PATHS = [
     pytest.param(message_passing, id="public"),
-    pytest.param(reference.message_passing, id="twin"),
+    pytest.param(reference.message_passing, id="reference"),
 ]
 
 
@@ -252,7 +252,7 @@ def test_hand_computed(function):
     k = 0.5 / (4.5 + 1e-5)
     expected = torch.full_like(m0, 4 * k * k * 8)
     torch.testing.assert_close(function(m0, weights, 2, "sigmoid_sum"), expected)
-    # "none" with weight 1 at one tap, 5: the right neighbour. The map moves left, its first column
+    # "none" with weight 1 at one tap, 5: the right neighbor. The map moves left, its first column
     # falls off and zeros come in. [1 2] -> [2 0]
     #                              [3 4]    [4 0]
     m0 = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], dtype=torch.float64)

@@ -81,7 +81,7 @@ def run_kernels(library, m0, weights, grad, steps, norm, launch=TILES, backwards
 
 
 def expected(m0, weights, grad, steps, norm):
-    """The same from the twin in float64."""
+    """The same from the reference in float64."""
     m0, weights = (t.double().requires_grad_() for t in (m0, weights))
     out = reference.message_passing(m0, weights, steps, norm)
     grads = torch.autograd.grad(out, (m0, weights), grad.double(), materialize_grads=True)

@@ -1,4 +1,4 @@
-"""shape_prior_blend: hand-computed case, twin, kernels, gradients, errors, compilation."""
+"""shape_prior_blend: hand-computed case, reference, kernels, gradients, errors, compilation."""
 
 import math
 
@@ -28,7 +28,7 @@ needs_extension = pytest.mark.skipif(not has_extension(), reason="the extension 
 
 
 def needs_kernel(device: str) -> None:
-    """Skips where the op would run on the twin."""
+    """Skips where the op would run on the reference."""
     if op_paths()["shape_prior_blend"][device] != "extension":
         pytest.skip(f"the extension is built without kernels for {device}")
 
@@ -104,7 +104,7 @@ def sampled(logits, priors, boxes, frames, size, classes=None, offset=0.5):
         for a in (0, 1)
     )
     extent = boxes[:, 2:] - boxes[:, :2]
-    # Cell centres of the prior lie at 0.5, 1.5, ..; an offset other than 0.5 moves them.
+    # Cell centers of the prior lie at 0.5, 1.5, ..; an offset other than 0.5 moves them.
     x, y = (
         2 * (position / extent[:, a : a + 1] + (0.5 - offset) / p) - 1
         for a, position in enumerate((x, y))
@@ -115,7 +115,7 @@ def sampled(logits, priors, boxes, frames, size, classes=None, offset=0.5):
 
 
 class TestKernels(OpTester):
-    """The compiled op against the twin."""
+    """The compiled op against the reference."""
 
     def fn(self, logits, priors, boxes, frames, size, classes=None, offset=0.5):
         rest = [t if t is None else t.to(logits.device) for t in (boxes, frames, classes)]
@@ -252,7 +252,7 @@ class TestKernels(OpTester):
 
 PATHS = [
     pytest.param(shape_prior_blend, id="public"),
-    pytest.param(reference.shape_prior_blend, id="twin"),
+    pytest.param(reference.shape_prior_blend, id="reference"),
 ]
 
 
@@ -268,7 +268,7 @@ def test_hand_computed(function):
     result = function(logits, priors, boxes, boxes, (2, 2))
     torch.testing.assert_close(result, torch.tensor([[[1.0, 3.0], [2.0, 0.0]]]).double())
     # One row of four cells of 2 x 4 pixels from one cell left of the box to one cell right of it:
-    # its height is midway between the rows, columns -1, 0, 1, 2 lie on cell centres.
+    # its height is midway between the rows, columns -1, 0, 1, 2 lie on cell centers.
     frames = torch.tensor([[8.0, 10.0, 16.0, 14.0]]).double()
     result = function(logits, priors, boxes, frames, (1, 4))
     torch.testing.assert_close(result, torch.tensor([[[0.0, 1.5, 1.5, 0.0]]]).double())

@@ -1,4 +1,4 @@
-"""Outlines, pattern textures and colours: the vocabulary that PartialShapes is drawn with.
+"""Outlines, pattern textures and colors: the vocabulary that PartialShapes is drawn with.
 
 Lengths are in pixels of the image, or in radii where an outline is meant: every outline fits into
 the unit circle or nearly so (x to the right, y down). Shapes: ``[n, 2]`` points, ``[h, w]`` pixel
@@ -48,9 +48,9 @@ def _crescent() -> np.ndarray:
 
 
 def _dumbbell() -> np.ndarray:
-    radius, centre, half_bar = 0.4, 0.62, 0.13
+    radius, center, half_bar = 0.4, 0.62, 0.13
     joint = math.degrees(math.asin(half_bar / radius))
-    right = _arc(centre, 0, radius, joint - 180, 180 - joint, 32)
+    right = _arc(center, 0, radius, joint - 180, 180 - joint, 32)
     return np.concatenate([right, -right])
 
 
@@ -122,7 +122,7 @@ OUTLINES: dict[str, list[np.ndarray]] = {
 
 def place_outline(
     contours: list[np.ndarray],
-    centre: tuple[float, float],
+    center: tuple[float, float],
     radius: float,
     rotation: float,
     stretch: float,
@@ -132,7 +132,7 @@ def place_outline(
 
     Args:
         contours: unit outline, ``[n, 2]`` each.
-        centre: x, y in pixels.
+        center: x, y in pixels.
         radius: length of the outline's unit in pixels.
         rotation: radians.
         stretch: the outline becomes ``stretch`` times as wide and ``1 / stretch`` times as high
@@ -142,7 +142,7 @@ def place_outline(
     scale = np.array([-stretch if flip else stretch, 1 / stretch]) * radius
     cos, sin = math.cos(rotation), math.sin(rotation)
     turn = np.array([[cos, sin], [-sin, cos]])
-    return [(points * scale) @ turn + np.asarray(centre) for points in contours]
+    return [(points * scale) @ turn + np.asarray(center) for points in contours]
 
 
 def rasterize(contours: list[np.ndarray]) -> tuple[np.ndarray, int, int]:
@@ -162,7 +162,7 @@ def rasterize(contours: list[np.ndarray]) -> tuple[np.ndarray, int, int]:
     right, bottom = np.ceil(points.max(axis=0)).astype(int) + 1
     s = _SUPERSAMPLING
     canvas = np.zeros(((bottom - top) * s, (right - left) * s), dtype=np.uint8)
-    # cv2 means the centre of a pixel where its coordinates are integers, hence the half.
+    # cv2 means the center of a pixel where its coordinates are integers, hence the half.
     fixed = [
         np.round(((points - (left, top)) * s - 0.5) * (1 << _FIXED_POINT_BITS)).astype(np.int32)
         for points in contours
@@ -257,7 +257,7 @@ PATTERN_KINDS = tuple(_PATTERNS)
 def pattern(
     kind: str, rng: np.random.Generator, height: int, width: int, period: float, angle: float
 ) -> np.ndarray:
-    """Draw one pattern as a map of where its second colour goes.
+    """Draw one pattern as a map of where its second color goes.
 
     Args:
         kind: one of :data:`PATTERN_KINDS`.
@@ -267,7 +267,7 @@ def pattern(
         angle: radians.
 
     Returns:
-        float32 ``[height, width]`` between 0 (first colour) and 1 (second colour).
+        float32 ``[height, width]`` between 0 (first color) and 1 (second color).
     """
     phase_x, phase_y = rng.uniform(0, 2 * period, 2)
     x = np.arange(width, dtype=np.float32)[None, :] - np.float32(0.5 * width)
@@ -279,7 +279,7 @@ def pattern(
 
 
 def hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Colour as float32 ``[3]`` in 0..255. Hue counts turns (any real number), the rest is 0..1."""
+    """Color as float32 ``[3]`` in 0..255. Hue counts turns (any real number), the rest is 0..1."""
     # The closed form of the HSV hexcone: each channel is a clipped triangle wave of the hue.
     offset = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
     ramp = np.clip(np.minimum(offset, 4 - offset), 0, 1)
@@ -305,7 +305,7 @@ def texture(
     period: float,
     angle: float,
 ) -> np.ndarray:
-    """A pattern in two colours with slight shading, float32 RGB ``[height, width, 3]``."""
+    """A pattern in two colors with slight shading, float32 RGB ``[height, width, 3]``."""
     first, second = colors
     mix = pattern(kind, rng, height, width, period, angle)[:, :, None]
     return (first + mix * (second - first)) * shade(rng, height, width)[:, :, None]

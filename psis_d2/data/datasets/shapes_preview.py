@@ -16,7 +16,7 @@ import numpy as np
 _WHITE = (255, 255, 255)
 _SEEN_COLOR = (40, 200, 60)
 _UNSEEN_COLOR = (225, 50, 60)
-_GREY = (40, 40, 40)
+_GRAY = (40, 40, 40)
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def _draw_image(seed: int, split: str, index: int, scale: int) -> np.ndarray:
 
 def _draw_category(name: str, scale: int) -> np.ndarray:
     icon, _ = render_category(name, 64)
-    tile = np.full((64 + 14, 76, 3), _GREY[0], np.uint8)
+    tile = np.full((64 + 14, 76, 3), _GRAY[0], np.uint8)
     tile[2 : 2 + 64, 6 : 6 + 64] = icon
     tile = _enlarge(tile, scale)
     color = (120, 255, 120) if name in SEEN_SHAPES else (255, 130, 130)
@@ -52,7 +52,7 @@ def _draw_category(name: str, scale: int) -> np.ndarray:
 
 
 def draw_preview(seed: int = 0, split: str = "val", count: int = 8, scale: int = 2) -> np.ndarray:
-    """Draw the first images of a split and the catalogue.
+    """Draw the first images of a split and the catalog.
 
     Returns:
         RGB uint8: images with boxes on top, their masks (seen green, unseen red) in the middle, the
@@ -71,5 +71,5 @@ def draw_preview(seed: int = 0, split: str = "val", count: int = 8, scale: int =
     for part in (top, bottom):
         left = (width - part.shape[1]) // 2
         right = width - part.shape[1] - left
-        padded.append(np.pad(part, ((0, 6), (left, right), (0, 0)), constant_values=_GREY[0]))
+        padded.append(np.pad(part, ((0, 6), (left, right), (0, 0)), constant_values=_GRAY[0]))
     return np.concatenate(padded)

@@ -1,6 +1,6 @@
 """One PartialShapes image: what stands where, what covers what, and how it is painted.
 
-The appearance of a category (pattern kind, hues) is fixed in the *catalogue*; an image draws pose,
+The appearance of a category (pattern kind, hues) is fixed in the *catalog*; an image draws pose,
 period, jitter and clutter. The background uses the same ten pattern kinds in random hues, so
 "textured" does not mean "object", and an unseen category's texture is background wherever a method
 is taught that everything but the masked objects is background.
@@ -27,7 +27,7 @@ SPLITS = ("train", "val")
 MIN_VISIBLE = 0.5
 """Every object shows at least this share of its area (what lies outside the image is hidden)."""
 
-CATALOGUE_SEED = 7
+CATALOG_SEED = 7
 _RADIUS = (16.0, 34.0)
 _MAX_ROTATION = math.radians(29)
 _STRETCH = (0.85, 1.15)
@@ -56,10 +56,10 @@ class Appearance:
     Attributes:
         kind: pattern kind.
         hue: main hue in turns.
-        second_hue: hue of the pattern's second colour in turns.
-        second_value: brightness of the second colour relative to the main one.
+        second_hue: hue of the pattern's second color in turns.
+        second_value: brightness of the second color relative to the main one.
         angle: direction of the pattern in radians.
-        saturation: mean saturation of both colours.
+        saturation: mean saturation of both colors.
     """
 
     kind: str
@@ -87,7 +87,7 @@ class PlacedObject:
 
 @dataclass
 class _Pose:
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     rotation: float
     stretch: float
@@ -95,13 +95,13 @@ class _Pose:
 
 
 @cache
-def catalogue() -> tuple[Appearance, ...]:
+def catalog() -> tuple[Appearance, ...]:
     """Appearance of the 20 categories, in the order of :data:`SHAPE_NAMES`.
 
     Each pattern kind occurs once among the seen and once among the unseen categories; the 20 main
     hues are evenly spaced and every other one is seen.
     """
-    rng = np.random.default_rng(CATALOGUE_SEED)
+    rng = np.random.default_rng(CATALOG_SEED)
     kinds = [rng.permutation(10), rng.permutation(10)]
     hues = [rng.permutation(10), rng.permutation(10)]
     entries = []
@@ -165,12 +165,12 @@ def _draw_pose(rng: np.random.Generator, earlier: list[_Pose]) -> _Pose:
         other = earlier[rng.integers(len(earlier))]
         distance = rng.uniform(*_OVERLAP_DISTANCE) * (radius + other.radius)
         direction = rng.uniform(0, 2 * np.pi)
-        x = min(max(other.centre[0] + distance * math.cos(direction), low), high)
-        y = min(max(other.centre[1] + distance * math.sin(direction), low), high)
+        x = min(max(other.center[0] + distance * math.cos(direction), low), high)
+        y = min(max(other.center[1] + distance * math.sin(direction), low), high)
     else:
         x, y = rng.uniform(low, high, 2)
     return _Pose(
-        centre=(x, y),
+        center=(x, y),
         radius=radius,
         rotation=rng.uniform(-_MAX_ROTATION, _MAX_ROTATION),
         stretch=rng.uniform(*_STRETCH),
@@ -181,7 +181,7 @@ def _draw_pose(rng: np.random.Generator, earlier: list[_Pose]) -> _Pose:
 def _rasterize(shape: str, pose: _Pose, size: int = IMAGE_SIZE) -> tuple[np.ndarray, int]:
     """The mask in a square image, bool ``[size, size]``, and the area with what lies outside."""
     contours = drawing.place_outline(
-        drawing.OUTLINES[shape], pose.centre, pose.radius, pose.rotation, pose.stretch, pose.flip
+        drawing.OUTLINES[shape], pose.center, pose.radius, pose.rotation, pose.stretch, pose.flip
     )
     window, left, top = drawing.rasterize(contours)
     mask = np.zeros((size, size), dtype=bool)
@@ -229,7 +229,7 @@ def _paint_mask(
 
 
 def _paint_background(rng: np.random.Generator) -> np.ndarray:
-    """Base texture, warped regions and unlabelled shapes: float32 RGB ``[H, W, 3]``."""
+    """Base texture, warped regions and unlabeled shapes: float32 RGB ``[H, W, 3]``."""
     size = IMAGE_SIZE
     canvas = _paint_texture(rng, _random_appearance(rng, _BACKGROUND_SATURATION), size, size)
     for _ in range(rng.integers(*_REGIONS)):
@@ -258,7 +258,7 @@ def compose_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[P
     canvas = _paint_background(rng)
     objects = place_objects(rng)
     for item in objects:
-        _paint_mask(rng, canvas, item.mask, catalogue()[item.category_id - 1])
+        _paint_mask(rng, canvas, item.mask, catalog()[item.category_id - 1])
     canvas = cv2.GaussianBlur(canvas, (3, 3), _BLUR_SD)
     canvas += _NOISE_SD * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(np.round(canvas), 0, 255).astype(np.uint8), objects
@@ -273,10 +273,10 @@ def render_image(
 
 
 def render_category(name: str, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """One category alone: RGB uint8 ``[size, size, 3]`` on grey and its mask ``[size, size]``."""
+    """One category alone: RGB uint8 ``[size, size, 3]`` on gray and its mask ``[size, size]``."""
     pose = _Pose((size / 2, size / 2), radius=0.46 * size, rotation=0, stretch=1, flip=False)
     mask, _ = _rasterize(name, pose, size)
     canvas = np.full((size, size, 3), 40, dtype=np.float32)
-    look = catalogue()[SHAPE_NAMES.index(name)]
-    _paint_mask(np.random.default_rng(CATALOGUE_SEED), canvas, mask, look)
+    look = catalog()[SHAPE_NAMES.index(name)]
+    _paint_mask(np.random.default_rng(CATALOG_SEED), canvas, mask, look)
     return np.clip(np.round(canvas), 0, 255).astype(np.uint8), mask

@@ -36,7 +36,7 @@ MAP_FILE = "coco_categories.json"
 DUPLICATE_IOU = 0.9
 
 # COCO's categories that no synset has the name of, as the released code of Hu et al. maps them. A
-# suitcase is labelled bag.n.06 in Visual Genome, a fire hydrant water_faucet.n.01.
+# suitcase is labeled bag.n.06 in Visual Genome, a fire hydrant water_faucet.n.01.
 COCO_SYNSETS = {
     "cell phone": "cellular_telephone.n.01",
     "couch": "sofa.n.01",

@@ -18,7 +18,7 @@ class Queries:
     """int64 [n], rows of the batch."""
     locations: Tensor
     """int64 [n], the detector's anchor rows: filters are predicted there."""
-    centres: Tensor
+    centers: Tensor
     """float [n, 2], their x and y in pixels."""
     sizes: Tensor
     """float [n], the size of interest of their level in pixels: the unit of coordinates."""
@@ -113,7 +113,7 @@ class Controller(nn.Module):
 
 
 def gather_patches(maps: list[Tensor], images: Tensor, locations: Tensor) -> Tensor:
-    """The 3x3 neighbourhoods of locations, zeros outside of the maps.
+    """The 3x3 neighborhoods of locations, zeros outside of the maps.
 
     Args:
         maps: float [B, D, H, W] of each level.
@@ -142,7 +142,7 @@ def dynamic_logits(
 ) -> Tensor:
     """Every instance's own network on its image's mask features: n 1x1 convolutions in groups.
 
-    Coordinates are those of a cell's centre relative to the instance's location, x and y, in units
+    Coordinates are those of a cell's center relative to the instance's location, x and y, in units
     of its size of interest. The first layer is computed without a copy of the features for each
     instance, and its coordinates, which are sums of a term of the column and one of the row,
     without maps of them.
@@ -167,7 +167,7 @@ def dynamic_logits(
         ]
     )
     x, y = (
-        ((torch.arange(n, device=features.device) + 0.5) * stride - queries.centres[:, k, None])
+        ((torch.arange(n, device=features.device) + 0.5) * stride - queries.centers[:, k, None])
         / queries.sizes[:, None]
         for k, n in enumerate((width, height))
     )

@@ -52,7 +52,7 @@ class MaskTargets:
     seen: Tensor
     """bool [B, H, W], what they cover in each image."""
     similar: Tensor | None
-    """bool [B, 4, H, W], see :func:`~psis_d2.modeling.box_supervision.similar_neighbours`."""
+    """bool [B, 4, H, W], see :func:`~psis_d2.modeling.box_supervision.similar_neighbors`."""
 
     def part(self, item) -> "MaskTargets":
         """The targets of some of the instances."""

@@ -3,7 +3,7 @@
 import math
 
 from psis_d2.errors import UserError
-from psis_d2.modeling.box_supervision import box_cells, lab_image, similar_neighbours
+from psis_d2.modeling.box_supervision import box_cells, lab_image, similar_neighbors
 from psis_d2.modeling.condinst.dynamic_filters import Queries
 from psis_d2.modeling.condinst.mask_head import DynamicMaskHead, MaskTargets
 from psis_d2.modeling.condinst.sampling import sample_locations
@@ -45,8 +45,8 @@ class CondInst(nn.Module):
         mask_head: see there.
         mask_in_features: names of the feature maps that the mask branch reads.
         locations_per_image, max_instances: see :func:`sample_locations`.
-        color_threshold: see :func:`similar_neighbours`.
-        bottom_pixels: so many rows of the original image take no part in pairs of like colour.
+        color_threshold: see :func:`similar_neighbors`.
+        bottom_pixels: so many rows of the original image take no part in pairs of like color.
         pixel_mean, pixel_std, input_format: of the images, as in Detectron2.
     """
 
@@ -185,7 +185,7 @@ class CondInst(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalised images, padded to one size."""
+        """Normalized images, padded to one size."""
         images = [item["image"].to(self.device) for item in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
@@ -202,7 +202,7 @@ class CondInst(nn.Module):
         return Queries(
             images=torch.cat(images),
             locations=rows,
-            centres=places.centres[rows],
+            centers=places.centers[rows],
             sizes=torch.where(high == math.inf, no_limit, high),
             classes=torch.cat(classes),
         )
@@ -271,9 +271,7 @@ class CondInst(nn.Module):
         image = item["image"].cpu()
         height = image.shape[1]
         removed = int(self.bottom_pixels * height / item.get("height", height))
-        # Rows of cells whose centre is above what is removed.
+        # Rows of cells whose center is above what is removed.
         rows = max(math.ceil((height - removed) / stride - 0.5), 0)
-        colours = lab_image(image, self.input_format, stride)
-        return similar_neighbours(
-            colours, size, rows, self.mask_head.dilation, self.color_threshold
-        )
+        colors = lab_image(image, self.input_format, stride)
+        return similar_neighbors(colors, size, rows, self.mask_head.dilation, self.color_threshold)

@@ -14,8 +14,8 @@ class BoxMaskMonitor:
     """Logs how box losses fare and warns when masks have become their boxes.
 
     The projection loss alone is content with a mask that fills its box; what keeps masks from that
-    are pairs of like colour. Scalars are ``masks/positive_pairs``, the share of pairs in the boxes
-    that are of like colour, and ``masks/box_fill``, the mean share of its box that a mask covers.
+    are pairs of like color. Scalars are ``masks/positive_pairs``, the share of pairs in the boxes
+    that are of like color, and ``masks/box_fill``, the mean share of its box that a mask covers.
 
     Args:
         limit: warn when the running mean of the fill ratio is above.
@@ -43,7 +43,7 @@ class BoxMaskMonitor:
             self.quiet_until = storage.iter + self.period
             logger.warning(
                 "Masks fill %.0f %% of their boxes (running mean, iteration %d), so they are "
-                "collapsing to boxes; %.0f %% of the pairs are of like colour: lower "
+                "collapsing to boxes; %.0f %% of the pairs are of like color: lower "
                 "PSIS.CONDINST.COLOR_THRESHOLD if these are few, or the learning rate.",
                 *(100 * self.mean, storage.iter, 100 * positive_pairs),
             )

@@ -34,7 +34,7 @@ TOWER_INITS = ("normal", "msra")
 
 
 def init_towers(head: RetinaNetHead, kind: str) -> None:
-    """Initialise the convolutions of both towers, in place.
+    """Initialize the convolutions of both towers, in place.
 
     Under a norm their scale changes no prediction, but the pace of an optimizer whose steps do not
     shrink with the weights: AdamW at 0.001 turns weights of sd 0.01 by a tenth a step.

@@ -1,6 +1,6 @@
 """FCOS (Tian et al., ICCV 2019): every cell of a feature map predicts a class and its box's sides.
 
-A cell is Detectron2's anchor of one stride: its centre is the location, its side the stride. The
+A cell is Detectron2's anchor of one stride: its center is the location, its side the stride. The
 defaults are those of AdelaiDet's FCOS, which CPMask's released code stands on.
 """
 
@@ -34,23 +34,23 @@ from torch import Tensor, nn
 CENTERNESS_BRANCHES = ("regression", "classification")
 
 
-def box_sides(centres: Tensor, boxes: Tensor) -> Tensor:
+def box_sides(centers: Tensor, boxes: Tensor) -> Tensor:
     """Distances from points to the left, top, right and bottom side of boxes.
 
     Args:
-        centres: float [..., 2], x and y.
-        boxes: float [..., 4], XYXY, broadcast against `centres`.
+        centers: float [..., 2], x and y.
+        boxes: float [..., 4], XYXY, broadcast against `centers`.
 
     Returns:
         float [..., 4]; all are positive for a point inside.
     """
-    return torch.cat([centres - boxes[..., :2], boxes[..., 2:] - centres], dim=-1)
+    return torch.cat([centers - boxes[..., :2], boxes[..., 2:] - centers], dim=-1)
 
 
 class Locations(NamedTuple):
     """All locations of an image, by their anchors' rows."""
 
-    centres: Tensor
+    centers: Tensor
     """float [R, 2], pixels, x and y."""
     strides: Tensor
     """float [R]."""
@@ -59,33 +59,33 @@ class Locations(NamedTuple):
 
 
 def locations_in_boxes(
-    centres: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
+    centers: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
 ) -> Tensor:
     """Whether a location may predict a box.
 
-    It may if it lies inside the box and, with centre sampling, less than `radius` strides from the
-    box's centre in x and in y; and if the farthest side of the box is within the regression range
+    It may if it lies inside the box and, with center sampling, less than `radius` strides from the
+    box's center in x and in y; and if the farthest side of the box is within the regression range
     of the location's level.
 
     Args:
-        centres, strides, ranges: see :class:`Locations`.
+        centers, strides, ranges: see :class:`Locations`.
         boxes: float [G, 4], XYXY.
-        radius: of centre sampling, in strides; 0 for none.
+        radius: of center sampling, in strides; 0 for none.
 
     Returns:
         bool [R, G].
     """
-    sides = box_sides(centres[:, None], boxes[None])
+    sides = box_sides(centers[:, None], boxes[None])
     belongs = sides.amin(dim=2) > 0
     if radius > 0:
-        offset = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2).abs().amax(dim=2)
+        offset = (centers[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2).abs().amax(dim=2)
         belongs &= offset < radius * strides[:, None]
     farthest = sides.amax(dim=2)
     return belongs & (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
 
 
 def assign_locations(
-    centres: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
+    centers: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
 ) -> Tensor:
     """The object that each location has to predict: the smallest that :func:`locations_in_boxes`
     lets it predict, whose arguments are the same.
@@ -94,17 +94,17 @@ def assign_locations(
         int64 [R], rows of `boxes`; -1 for background.
     """
     if len(boxes) == 0:
-        return torch.full((len(centres),), -1, dtype=torch.int64, device=centres.device)
-    belongs = locations_in_boxes(centres, strides, ranges, boxes, radius)
+        return torch.full((len(centers),), -1, dtype=torch.int64, device=centers.device)
+    belongs = locations_in_boxes(centers, strides, ranges, boxes, radius)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    smallest, index = areas.expand(len(centres), -1).masked_fill(~belongs, math.inf).min(dim=1)
+    smallest, index = areas.expand(len(centers), -1).masked_fill(~belongs, math.inf).min(dim=1)
     return index.masked_fill(smallest.isinf(), -1)
 
 
 def centerness_targets(sides: Tensor) -> Tensor:
     """How central locations are in their boxes (paper Eq. 3): float [P, 4] sides to [P] in [0, 1].
 
-    1 at the centre, 0 on a side.
+    1 at the center, 0 on a side.
     """
     x, y = sides[:, 0::2], sides[:, 1::2]
     return (x.amin(1) / x.amax(1) * (y.amin(1) / y.amax(1))).sqrt()
@@ -178,7 +178,7 @@ class FCOS(DenseDetector):
     Args:
         regression_limits: float [levels - 1], largest distance to the farthest side of a box of
             each level but the last; increasing.
-        centre_radius: see :func:`locations_in_boxes`.
+        center_radius: see :func:`locations_in_boxes`.
         box_loss: "giou", "diou" or "ciou".
         centerness_in_ranking: whether the score is sqrt(class probability * centerness) instead of
             the class probability.
@@ -192,7 +192,7 @@ class FCOS(DenseDetector):
         self,
         *,
         regression_limits: list[float],
-        centre_radius: float,
+        center_radius: float,
         box_loss: str,
         centerness_in_ranking: bool,
         centerness_in_threshold: bool,
@@ -201,7 +201,7 @@ class FCOS(DenseDetector):
         super().__init__(**kwargs)
         bounds = [0.0, *regression_limits, math.inf]
         self.level_ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
-        self.centre_radius = centre_radius
+        self.center_radius = center_radius
         self.box_loss = BOX_LOSSES[box_loss]
         self.centerness_in_ranking = centerness_in_ranking
         self.centerness_in_threshold = centerness_in_threshold
@@ -258,7 +258,7 @@ class FCOS(DenseDetector):
                 cfg.TEST.DETECTIONS_PER_IMAGE,
             ),
             "regression_limits": limits,
-            "centre_radius": node.CENTER_RADIUS,
+            "center_radius": node.CENTER_RADIUS,
             "box_loss": node.BBOX_REG_LOSS_TYPE,
             "centerness_in_ranking": node.CENTERNESS_IN_RANKING,
             "centerness_in_threshold": node.CENTERNESS_IN_THRESHOLD,
@@ -271,15 +271,15 @@ class FCOS(DenseDetector):
             x.tensor.new_tensor(bounds).expand(len(x), 2)
             for x, bounds in zip(anchors, self.level_ranges, strict=True)
         ]
-        centres = (cells[:, :2] + cells[:, 2:]) / 2
-        return Locations(centres, cells[:, 2] - cells[:, 0], cat(ranges))
+        centers = (cells[:, :2] + cells[:, 2:]) / 2
+        return Locations(centers, cells[:, 2] - cells[:, 0], cat(ranges))
 
     @torch.no_grad()
     def match_locations(self, anchors: list[Boxes], targets: list[Instances]) -> Tensor:
         """The object of its image that every location has to predict, int64 [N, R]; -1 = none."""
         locations = self.locations(anchors)
         boxes = [target.gt_boxes.tensor for target in targets]
-        return torch.stack([assign_locations(*locations, x, self.centre_radius) for x in boxes])
+        return torch.stack([assign_locations(*locations, x, self.center_radius) for x in boxes])
 
     @torch.no_grad()
     def label_locations(
@@ -307,7 +307,7 @@ class FCOS(DenseDetector):
         Of the locations that may predict the box (:func:`locations_in_boxes`) it is the one with
         the largest product of the class's probability, centerness, and the IoU of its predicted
         box with the given one. A box that no location may predict gets the location nearest to its
-        centre, on the level of its size.
+        center, on the level of its size.
 
         Args:
             found: of :meth:`detect`.
@@ -330,15 +330,15 @@ class FCOS(DenseDetector):
         rows = []
         for index, (given, labels) in enumerate(zip(boxes, classes, strict=True)):
             tensor = given.tensor
-            belongs = locations_in_boxes(*locations, tensor, self.centre_radius)
+            belongs = locations_in_boxes(*locations, tensor, self.center_radius)
             predicted = Boxes(self.box2box_transform.apply_deltas(deltas[index], cells))
             quality = logits[index][:, labels].sigmoid() * centerness[index].sigmoid()[:, None]
             quality = quality * pairwise_iou(predicted, given)
-            # Below any of these: how far from the centre a location of the right level is.
-            centre = given.get_centers()
+            # Below any of these: how far from the center a location of the right level is.
+            center = given.get_centers()
             reach = (tensor[:, 2:] - tensor[:, :2]).amax(dim=1) / 2
             low, high = locations.ranges[:, :1], locations.ranges[:, 1:]
-            offset = (locations.centres[:, None] - centre).norm(dim=2)
+            offset = (locations.centers[:, None] - center).norm(dim=2)
             offset = offset.masked_fill((reach < low) | (reach > high), math.inf)
             rows.append(torch.where(belongs, quality, -1 - offset).argmax(dim=0))
         return rows

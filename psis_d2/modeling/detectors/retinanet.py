@@ -78,7 +78,7 @@ class RetinaNet(DenseDetector):
 
     Losses are ``loss_cls`` (focal) and ``loss_box_reg`` (of the positive anchors).
 
-    Unlike Detectron2's, the normaliser is the number of positives of the batch and not its running
+    Unlike Detectron2's, the normalizer is the number of positives of the batch and not its running
     mean, which no checkpoint holds: a resumed run would not give the losses of an uninterrupted
     one.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 REQUESTS = ("uses_sampled", "uses_images", "needs_box_predictor", "needs_box_features")
 
 
-class RegionRegulariser(nn.Module):
+class RegionRegularizer(nn.Module):
     """Noise on the RoI features that enter a mask head's trunk, in training only.
 
     Args:
@@ -80,7 +80,7 @@ class RegionMaskHead(nn.Module):
                 "prior to fall back on; set it to 0 or use a mask head with a shape prior."
             )
         self.loss_weight = loss_weight
-        self.regularise = RegionRegulariser(channel_dropout, feature_drop)
+        self.regularize = RegionRegularizer(channel_dropout, feature_drop)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:

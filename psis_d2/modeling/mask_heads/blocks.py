@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def conv_tower(in_channels: int, dim: int, num_convs: int, norm: str = "") -> nn.Sequential:
-    """`num_convs` times 3x3 convolution, norm, ReLU, at one resolution and MSRA-initialised.
+    """`num_convs` times 3x3 convolution, norm, ReLU, at one resolution and MSRA-initialized.
 
     Args:
         in_channels: channels of the input.
@@ -79,7 +79,7 @@ class MaskMLP(nn.Module):
     """The class-agnostic MLP that is fused with an FCN (Hu et al., CVPR 2018, sec. 3.4).
 
     The released code's: one fully connected layer from the whole upsampled map, with `in_channels`
-    * `size`^4 weights. A `dim` of its own factorises that layer: first a 1x1 convolution, with
+    * `size`^4 weights. A `dim` of its own factorizes that layer: first a 1x1 convolution, with
     nothing between the two.
 
     Args:

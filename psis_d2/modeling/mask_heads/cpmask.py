@@ -253,7 +253,7 @@ class CPMaskHead(RegionMaskHead):
             features: float [R, C, P, P], RoI features.
             foreground: bool [R, P, P], for the affinities' sums only.
         """
-        x, boundary = self.basic_features(self.regularise(features))
+        x, boundary = self.basic_features(self.regularize(features))
         sums = None
         if self.affinity is not None:
             x, sums = self.affinity(x, foreground)

@@ -81,7 +81,7 @@ class FCNMaskHead(RegionMaskHead):
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, num_outputs, 2^U P, 2^U P]."""
-        x = self.upsample(self.trunk(self.regularise(context.features)))
+        x = self.upsample(self.trunk(self.regularize(context.features)))
         if self.mlp is None:
             return self.predictor(x)
         x = self.predictor.upsample(x)

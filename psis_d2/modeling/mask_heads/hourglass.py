@@ -1,9 +1,9 @@
 """The hourglass mask head of Deep-MARC (Birodkar et al., ICCV 2021): depth instead of a prior.
 
 A class-agnostic head whose trunk is an hourglass of residual blocks, as deep as a backbone. Trained
-on ground-truth boxes (``PSIS.MASK_TRAIN_BOXES gt``) it generalises to unseen categories far better
+on ground-truth boxes (``PSIS.MASK_TRAIN_BOXES gt``) it generalizes to unseen categories far better
 than a few plain convolutions. Layers follow the released code: without its initial downsampling,
-nearest-neighbour upsampling, skip branches added. Its batch norm is not offered, because a batch
+nearest-neighbor upsampling, skip branches added. Its batch norm is not offered, because a batch
 has as many regions as it has masks, which may be one or none.
 """
 
@@ -158,4 +158,4 @@ class HourglassMaskHead(RegionMaskHead):
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, 1, 2P, 2P]."""
-        return self.predictor(self.trunk(self.regularise(context.features)))
+        return self.predictor(self.trunk(self.regularize(context.features)))

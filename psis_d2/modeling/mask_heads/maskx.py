@@ -59,7 +59,7 @@ def detection_weights(box_predictor: nn.Module, classes: Tensor, source: str) ->
 def transfer_function(in_dim: int, dim: int, num_layers: int, activation: str) -> nn.Sequential:
     """T: fully connected layers to `dim`, the activation between but not after them.
 
-    [U, in_dim] to [U, dim], MSRA-initialised, biases zero.
+    [U, in_dim] to [U, dim], MSRA-initialized, biases zero.
     """
     layers: list[nn.Module] = []
     for k in range(num_layers):
@@ -149,7 +149,7 @@ class MaskXMaskHead(RegionMaskHead):
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, 1, 2P, 2P] of each region's own class."""
-        x = self.upsample(self.trunk(self.regularise(context.features)))
+        x = self.upsample(self.trunk(self.regularize(context.features)))
         classes, rows = context.classes.unique(return_inverse=True)
         kernels = self.class_kernels(context.box_predictor, classes)
         logits = torch.einsum("rc,rchw->rhw", kernels[rows], x)[:, None]

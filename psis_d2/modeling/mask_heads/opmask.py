@@ -49,7 +49,7 @@ def class_activation_maps(
     return maps + classifier.bias.detach()[classes, None, None] if bias else maps
 
 
-def normalise_maps(maps: Tensor) -> Tensor:
+def normalize_maps(maps: Tensor) -> Tensor:
     """Each of the maps [R, S, S] from its least to its largest value, [0, 1); a constant one is 0.
 
     The released code adds its epsilon to the maps, where it changes nothing, and divides by 0.
@@ -67,7 +67,7 @@ class OPMaskHead(RegionMaskHead):
         num_outputs: 1 for class-agnostic, else the number of classes.
         conv_dim, num_convs, norm: the mask trunk (released code: 256, 7, batch norm).
         cam_bias: see :func:`class_activation_maps`.
-        cam_normalised: see :func:`normalise_maps`; False: the maps as they are.
+        cam_normalized: see :func:`normalize_maps`; False: the maps as they are.
         **kwargs: see :class:`RegionMaskHead`.
     """
 
@@ -86,7 +86,7 @@ class OPMaskHead(RegionMaskHead):
         num_convs: int,
         norm: str = "",
         cam_bias: bool = False,
-        cam_normalised: bool = True,
+        cam_normalized: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -96,7 +96,7 @@ class OPMaskHead(RegionMaskHead):
                 "would keep the others waiting; choose BN or GN for OPMaskHead."
             )
         self.cam_bias = cam_bias
-        self.cam_normalised = cam_normalised
+        self.cam_normalized = cam_normalized
         self.trunk = conv_tower(input_shape.channels, conv_dim, num_convs, norm)
         trunk_dim = conv_dim if num_convs else input_shape.channels
         self.predictor = UpsamplePredictor(trunk_dim, conv_dim, num_outputs)
@@ -112,7 +112,7 @@ class OPMaskHead(RegionMaskHead):
             "num_convs": head.NUM_CONV,
             "norm": head.NORM,
             "cam_bias": node.CAM_BIAS,
-            "cam_normalised": node.CAM_NORMALISED,
+            "cam_normalized": node.CAM_NORMALIZED,
         }
 
     def class_maps(self, context: RegionContext) -> Tensor:
@@ -120,14 +120,14 @@ class OPMaskHead(RegionMaskHead):
         maps = class_activation_maps(
             context.box_features, context.box_predictor, context.classes, self.cam_bias
         )
-        if self.cam_normalised:
-            maps = normalise_maps(maps)
+        if self.cam_normalized:
+            maps = normalize_maps(maps)
         side = context.features.shape[-2:]
         return F.interpolate(maps[:, None], size=side, mode="bilinear", align_corners=False)[:, 0]
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, num_outputs, 2P, 2P]."""
-        x = self.regularise(context.features)
+        x = self.regularize(context.features)
         x = x + self.class_maps(context)[:, None].to(x.dtype)
         return self.predictor(self.trunk(x))
 

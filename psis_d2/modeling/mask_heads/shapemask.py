@@ -44,15 +44,15 @@ _CHOICES = {
 
 
 def outer_boxes(boxes: Boxes, scale: float, image_size: tuple[int, int]) -> Boxes:
-    """Boxes enlarged about their centres and clipped (released code).
+    """Boxes enlarged about their centers and clipped (released code).
 
     Args:
         boxes: N boxes, XYXY pixels.
         scale: factor of both sides.
         image_size: (height, width) that the result is clipped to.
     """
-    centre = boxes.get_centers().repeat(1, 2)
-    enlarged = Boxes(centre + (boxes.tensor - centre) * scale)
+    center = boxes.get_centers().repeat(1, 2)
+    enlarged = Boxes(center + (boxes.tensor - center) * scale)
     enlarged.clip(image_size)
     return enlarged
 
@@ -122,7 +122,7 @@ class ShapeEstimation(nn.Module):
         """
         embedding = (features * indicator).sum(dim=(2, 3))
         if self.pooling == "box":
-            # A box much smaller than a cell may lie between the cells' centres.
+            # A box much smaller than a cell may lie between the cells' centers.
             embedding = embedding / indicator.sum(dim=(2, 3)).clamp(min=1e-6)
         else:
             embedding = embedding / (features.shape[2] * features.shape[3])
@@ -146,7 +146,7 @@ class ShapeMaskHead(RegionMaskHead):
         num_convs, norm: of each of the two decoders.
         priors: see :class:`ShapeEstimation`; None for a uniform box in place of the blend.
         priors_file: where training should have found them, None if it has.
-        instance_embedding: centre the features of the fine mask.
+        instance_embedding: center the features of the fine mask.
         crop: "outer_box" or "fixed".
         outer_box_scale: see :func:`outer_boxes`.
         levels: see :func:`fixed_crops`.
@@ -283,7 +283,7 @@ class ShapeMaskHead(RegionMaskHead):
         """
         features = self.reduce(context.features)
         prior = self.detection_prior(context, features)
-        features = self.regularise(features)
+        features = self.regularize(features)
         conditioned = features + self.embed_prior(prior.unsqueeze(1))
         coarse = self.coarse_predictor(self.coarse_trunk(conditioned))
 

@@ -5,7 +5,7 @@ Three steps on RoI features (paper sec. 3):
 1. *Activating*: a classifier over box labels, applied per position, gives a saliency map of the
    region's class. It learns from every sampled proposal, masks are not needed.
 2. *Propagating*: the map is encoded to a few latent channels, which exchange messages between
-   neighbouring positions (Eq. 4) with weights predicted from the region's appearance; decoded, this
+   neighboring positions (Eq. 4) with weights predicted from the region's appearance; decoded, this
    is the class-agnostic *shape activation*, learned where there are masks.
 3. *Fusion*: the shape activation joins the RoI features in front of a class-agnostic mask trunk.
 
@@ -29,7 +29,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from torch import Tensor, nn
 
-_TAPS = 9  # of the 3x3 neighbourhood, r = 3 in the paper
+_TAPS = 9  # of the 3x3 neighborhood, r = 3 in the paper
 _MAX_EPS = 1e-5  # of the division by the activation's maximum, as released
 _CHOICES = {
     "WEIGHT_NORM": ("sigmoid_sum", "softmax", "none"),
@@ -113,7 +113,7 @@ class ShapeActivation(nn.Module):
 
 
 class ActivationEmbedding(nn.Module):
-    """The released code's fusion: normalise the activation to [0, 1] and embed it.
+    """The released code's fusion: normalize the activation to [0, 1] and embed it.
 
     [R, 1, P, P] logits to [R, dim, P, P].
     """
@@ -240,7 +240,7 @@ class ShapePropMaskHead(RegionMaskHead):
 
     def fuse(self, context: RegionContext, activation: Tensor) -> Tensor:
         """Mask logits [R, num_outputs, 2P, 2P] from RoI features and shape activation."""
-        x = self.regularise(context.features)
+        x = self.regularize(context.features)
         return self.predictor(self.trunk(torch.cat([x, self.embedding(activation)], dim=1)))
 
     def predict(self, context: RegionContext) -> Tensor:

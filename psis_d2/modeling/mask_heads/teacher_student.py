@@ -38,7 +38,7 @@ PREDICT_WITH = ("student", "teacher")
 def resize_map(maps: Tensor, side: int) -> Tensor:
     """Soft masks in cells of another size.
 
-    Smaller: a cell is the mean of the cells that it covers; larger: bilinear between their centres.
+    Smaller: a cell is the mean of the cells that it covers; larger: bilinear between their centers.
 
     Args:
         maps: float [R, 1, M, M].
@@ -63,7 +63,7 @@ class PseudoMasks:
         cleaning: make background of what lies in a mask-annotated object of the image, or outside
             of the region's annotated box.
         crf: settings of :func:`psis_d2.ops.mean_field`.
-        pixel_std: what the channels of the model's input were divided by; the CRF's colours are
+        pixel_std: what the channels of the model's input were divided by; the CRF's colors are
             what they were before.
     """
 
@@ -148,7 +148,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         predict_with: str = "student",
     ):
         super().__init__(loss_weight=student_weight)
-        self.regularise = nn.Identity()  # both heads have their own
+        self.regularize = nn.Identity()  # both heads have their own
         self.teacher = None if student_only else teacher
         self.student = student
         self.num_classes = num_classes

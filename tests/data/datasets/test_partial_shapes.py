@@ -68,7 +68,7 @@ class TestOutlines:
                 if y0 != y1:
                     crosses = (y0 > py) != (y1 > py)
                     expected ^= crosses & (px < x0 + (py - y0) * (x1 - x0) / (y1 - y0))
-        # A pixel on the edge may go either way: its centre is not its area.
+        # A pixel on the edge may go either way: its center is not its area.
         edge = cv2.dilate(expected.astype(np.uint8), np.ones((3, 3))) != cv2.erode(
             expected.astype(np.uint8), np.ones((3, 3))
         )
@@ -141,14 +141,14 @@ class TestColors:
         assert mix.mean() == 0.5
 
 
-class TestCatalogue:
+class TestCatalog:
     def test_every_pattern_kind_once_a_side(self):
-        looks = shapes_scene.catalogue()
+        looks = shapes_scene.catalog()
         assert sorted(look.kind for look in looks[:10]) == sorted(shapes_drawing.PATTERN_KINDS)
         assert sorted(look.kind for look in looks[10:]) == sorted(shapes_drawing.PATTERN_KINDS)
 
     def test_hues_are_evenly_spaced_and_alternate(self):
-        looks = shapes_scene.catalogue()
+        looks = shapes_scene.catalog()
         seen = sorted(look.hue for look in looks[:10])
         unseen = sorted(look.hue for look in looks[10:])
         np.testing.assert_allclose(seen, np.arange(0, 20, 2) / 20, atol=1e-9)
@@ -167,7 +167,7 @@ class TestCatalogue:
     @pytest.mark.parametrize("name", ["ellipse", "dumbbell"])  # the two plain ones
     def test_objects_wear_the_hue_of_their_category(self, scenes, name):
         number = shapes_scene.SHAPE_NAMES.index(name)
-        look = shapes_scene.catalogue()[number]
+        look = shapes_scene.catalog()[number]
         assert look.kind == "plain"
         distances = []
         for image, objects in scenes:

@@ -48,7 +48,7 @@ def test_relative_coordinates_by_hand():
     queries = Queries(
         images=torch.tensor([0]),
         locations=torch.tensor([0]),
-        centres=torch.tensor([[12.0, 20.0]]),
+        centers=torch.tensor([[12.0, 20.0]]),
         sizes=torch.tensor([64.0]),
         classes=torch.tensor([0]),
     )
@@ -71,8 +71,8 @@ def test_groups_equal_a_loop_over_instances(depth, classes):
     params = torch.randn(6, layers.num_params)
     found = dynamic_logits(layers.split(params, queries.classes), features, queries, 4)
     for k in range(6):
-        x = (torch.arange(7) * 4 + 2 - queries.centres[k, 0]) / queries.sizes[k]
-        y = (torch.arange(6) * 4 + 2 - queries.centres[k, 1]) / queries.sizes[k]
+        x = (torch.arange(7) * 4 + 2 - queries.centers[k, 0]) / queries.sizes[k]
+        y = (torch.arange(6) * 4 + 2 - queries.centers[k, 1]) / queries.sizes[k]
         image = features[queries.images[k]]
         out = torch.cat([x.expand(1, 6, 7), y[:, None].expand(1, 6, 7), image])[None]
         rest, channels = params[k], [6] + [5] * (depth - 1) + [classes]
@@ -120,7 +120,7 @@ def test_mask_branch_adds_upsampled_levels():
     branch = MaskBranch(shapes, dim=6, num_convs=0, norm="", channels=6)
     branch.project.weight.data = torch.eye(6).view(6, 6, 1, 1)
     fine, coarse = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 4)
-    # Away from edges, 16 parts of a cell: 9 of the one it lies in, 3, 3 and 1 of its neighbours.
+    # Away from edges, 16 parts of a cell: 9 of the one it lies in, 3, 3 and 1 of its neighbors.
     cells = branch.refine[1](coarse)[0]
     expected = 9 * cells[:, 1, 1] + 3 * cells[:, 1, 2] + 3 * cells[:, 2, 1] + cells[:, 2, 2]
     found = (branch([fine, coarse]) - branch.refine[0](fine))[0, :, 3, 3]

@@ -53,7 +53,7 @@ def test_every_parameter_trains_with_and_without_instances(config, names):
     for flags in (MIXED, [[False], []], [[True], [True]], [[], []]):
         batch = partial_batch(flags)
         for item in batch:
-            item["image"][:] = 90  # of one colour: there are pairs
+            item["image"][:] = 90  # of one color: there are pairs
         losses = training_losses(model, batch)
         assert names == {k for k in losses if k in ALL_LOSSES | {"loss_student"}}
         assert all(x.isfinite() for x in losses.values())
@@ -107,7 +107,7 @@ def test_masks_matter_where_they_should():
 
 def test_pairwise_loss_grows_and_leaves_the_bottom_out():
     batch = partial_batch([[False] * 3])
-    batch[0]["image"][:] = 90  # of one colour
+    batch[0]["image"][:] = 90  # of one color
     full = training_losses(condinst_model("boxinst"), batch)["loss_pairwise"]
     grown = training_losses(condinst_model("boxinst", "PAIRWISE_WARMUP", 10), batch)
     assert full > 0
@@ -115,7 +115,7 @@ def test_pairwise_loss_grows_and_leaves_the_bottom_out():
     none = training_losses(condinst_model("boxinst", "BOTTOM_PIXELS", 64), batch)
     assert none["loss_pairwise"] == 0
     similar = condinst_model("boxinst", "BOTTOM_PIXELS", 10)._similar(batch[0], (32, 32))
-    # Rows of two pixels: the centres of 27 are above row 54, the next one's is on it.
+    # Rows of two pixels: the centers of 27 are above row 54, the next one's is on it.
     assert similar[0].any(dim=1).tolist() == [True] * 27 + [False] * 5
     batch[0]["height"] = 32  # the input is twice as large: ten rows of it are twenty
     similar = condinst_model("boxinst", "BOTTOM_PIXELS", 10)._similar(batch[0], (32, 32))
@@ -232,7 +232,7 @@ def test_parts_give_the_loss_and_gradient_of_the_whole(config):
 
 
 def test_logged_ratios_by_hand():
-    """All masks fill the image, all colours are alike."""
+    """All masks fill the image, all colors are alike."""
     model = condinst_model("boxinst")
     torch.nn.init.zeros_(model.mask_head.controller.conv.weight)
     model.mask_head.controller.conv.bias.data[-1] = 5.0
