@@ -1,8 +1,8 @@
 """The command ``psis-d2``: one module of this package is one subcommand.
 
-A subcommand's module holds its help text (the docstring, first line first), ``add_arguments(parser)``
-and ``run(args)``. It is a thin face: the work is a function elsewhere in the package, which a
-program can call in the same way. The module is found by its name; ``make_shape_priors.py`` is
+A subcommand's module holds its help text (the docstring), ``add_arguments(parser)`` and
+``run(args)``. It is a thin face: the work is a function elsewhere in the package, which a program
+can call in the same way. The module is found by its name; ``make_shape_priors.py`` is
 ``psis-d2 make-shape-priors``. Modules whose name begins with an underscore are shared helpers.
 """
 

@@ -1,4 +1,4 @@
-"""affinity_attention: hand-made case, reference, kernels, gradients, memory, errors, compilation."""
+"""affinity_attention: hand-made case, reference, kernels, gradients, memory, errors, compile."""
 
 import json
 import math
