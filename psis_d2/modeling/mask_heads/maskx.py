@@ -173,7 +173,9 @@ def _embedding_arguments(cfg, input_shape: ShapeSpec) -> dict:
     if source == "randn":
         # A generator of its own: all processes and runs have to agree on these vectors.
         generator = torch.Generator().manual_seed(0)
-        embeddings = torch.randn(cfg.MODEL.ROI_HEADS.NUM_CLASSES, _RANDN_DIM, generator=generator)
+        embeddings = torch.randn(
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES, _RANDN_DIM, generator=generator, device="cpu"
+        )
     elif os.path.isfile(source):
         names = get_class_names((cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)[0])
         embeddings = read_class_vectors(source, names)
