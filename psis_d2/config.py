@@ -15,6 +15,7 @@ from psis_d2.config_checks import (
     Key,
     Keys,
     Options,
+    Rows,
     flag,
     list_of,
     needs,
@@ -27,7 +28,7 @@ from psis_d2.config_checks import (
 
 from detectron2.config import CfgNode as CN
 
-NORMS = ("", "BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN")
+NORMS = ("BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN", "")
 
 # Keys that had another name, and their names now.
 RENAMED_KEYS = {
@@ -107,6 +108,10 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     # Where masks that take long to make are kept; "" = psis_d2_cache in DETECTRON2_DATASETS.
     node.CACHE_DIR = "", text(empty=True)
 
+    # Data sets by their files, [name, json, folder of images] of each: --train-json and --val-json
+    # write them here, so that the config.yaml of a run can be used again, anywhere.
+    node.DATA_FILES = [], Rows((text(), text(), text()), '["mine", "mine.json", "images"]')
+
     # ---- several data sets with different categories -------------------------------------------
     # A YAML or JSON file that names, for every category of the further data sets, the model's class
     # (null: leave it out). The model's classes are those of the first training data set.
@@ -115,7 +120,7 @@ def _add_run_config(keys: dict[str, Key]) -> None:
 
     # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
     # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
-    node.TRAIN_ONLY = "", one_of("", "mask_head")
+    node.TRAIN_ONLY = "", one_of("mask_head", "")
 
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
@@ -205,7 +210,7 @@ def _add_cpmask_config(keys: dict[str, Key]) -> None:
     # Cells of the boundary's band on each side of the contour (released code: 1 of 28 x 28).
     node.BOUNDARY_WIDTH = 1, whole(1)
     # Norm of the fused features: GN (released code) | BN | "" for none.
-    node.FUSION_NORM = "GN", one_of("", "BN", "GN")
+    node.FUSION_NORM = "GN", one_of("BN", "GN", "")
     # The affinity-parsing module (Tab. 1: AM) ...
     node.AFFINITY = True, flag()
     # ... and the terms of Eq. 5 in its loss: 2 (paper) | 1 (released code) | 0, no loss (Tab. 1:
@@ -215,7 +220,7 @@ def _add_cpmask_config(keys: dict[str, Key]) -> None:
     # has none, 1.0: scores are up to +-channels then, and the softmax little else than a maximum.
     node.AFFINITY_SCALE = 0.0, number(0.0)
     # Norm of what attention adds: BN (released code) | GN | "" for none ...
-    node.AFFINITY_NORM = "BN", one_of("", "BN", "GN")
+    node.AFFINITY_NORM = "BN", one_of("BN", "GN", "")
     # ... and its initial gain: 1 (released code); 0 starts without attention (non-local networks,
     # Wang et al., CVPR 2018, sec. 4.1).
     node.AFFINITY_GAMMA = 1.0, number()

@@ -41,8 +41,8 @@ def checked_keys() -> Mapping[str, Key]:
 
 def _detectron2_keys() -> dict[str, Key]:
     """Keys of Detectron2 that a run would trip over late, or that psis_d2 has no use for."""
-    keys: dict[str, Key] = {}
     defaults = get_cfg()
+    keys = {"OUTPUT_DIR": Key(defaults.OUTPUT_DIR, text(), of_model=False)}
 
     def known(prefix: str, **checks) -> None:
         node = Keys(keys, prefix, of_model=False)

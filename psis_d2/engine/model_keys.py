@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
@@ -48,7 +48,7 @@ NAMES = {
 """Keys that name a part of the model, and where the part has to be registered."""
 
 _CLASS_AGNOSTIC = "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK"
-# What is left of the model's keys without a mask branch.
+# What keys of models are about where there is no mask branch.
 _OF_DETECTORS = ("PSIS.FCOS.", "PSIS.RETINANET.", "PSIS.NASFPN.")
 
 
@@ -64,7 +64,7 @@ def check_model(cfg: CfgNode) -> None:
     notes = _notes_of_building(cfg)
     if notes is None:
         return
-    idle = [key for key in _set_keys(cfg) if not notes.tells_of(key)]
+    idle = _idle_keys(cfg, notes)
     if cfg.MODEL.MASK_ON and not value_of(cfg, _CLASS_AGNOSTIC) and _CLASS_AGNOSTIC not in notes:
         raise UserError(
             f"{_CLASS_AGNOSTIC} is False, but {_described(cfg)} makes the same masks either way; "
@@ -93,16 +93,21 @@ def _described(cfg: CfgNode) -> str:
     return f"this model ({', '.join(names)})"
 
 
-def _set_keys(cfg: CfgNode) -> Iterator[str]:
-    """Keys for models that differ from their defaults.
+def _idle_keys(cfg: CfgNode, notes: _Notes) -> list[str]:
+    """Keys for models that differ from their defaults and that the model has not read.
 
-    Without a mask branch those of mask heads do not count: MODEL.MASK_ON False says as much.
+    Without a mask branch its keys do not count, those of its detector included:
+    MODEL.MASK_ON False says as much.
     """
-    for key, known in psis_keys().items():
-        counts = cfg.MODEL.MASK_ON or key.startswith(_OF_DETECTORS)
-        read_by_model = known.of_model
-        if counts and read_by_model and value_of(cfg, key) != known.default:
-            yield key
+    idle = [
+        key
+        for key, known in psis_keys().items()
+        if known.of_model and value_of(cfg, key) != known.default and not notes.tells_of(key)
+    ]
+    if cfg.MODEL.MASK_ON:
+        return idle
+    unused = [node for node in _OF_DETECTORS if not any(x.startswith(node) for x in notes.reads)]
+    return [key for key in idle if key.startswith(tuple(unused))]
 
 
 def _notes_of_building(cfg: CfgNode) -> _Notes | None:
@@ -186,7 +191,7 @@ class _NotedConfig(CfgNode):
         super().__setitem__(name, value)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return value_of(self, name) if name in self else default
 
     def items(self):
         return [(name, self[name]) for name in self]
