@@ -276,14 +276,14 @@ def decoded(value: Any) -> Any:
         return value
 
 
-def check_value(keys: Mapping[str, Key], key: str, value: Any) -> None:
-    """Turn down a wrong value of one key.
+def check_value(keys: Mapping[str, Key], key: str, value: Any, origin: str = "") -> None:
+    """Turn down a wrong value of one key, which comes from `origin`, " in FILE".
 
     Raises:
         UserError: naming the key, the value and what it must be.
     """
     check = keys[key].check if key in keys else None
-    if check and (sentence := check.fault(key, value)):
+    if check and (sentence := check.fault(f"{key}{origin}", value)):
         raise UserError(sentence)
 
 

@@ -96,7 +96,7 @@ def _fit(node: CfgNode, tree: Mapping, prefix: str, origin: str) -> dict:
         value = decoded(value)
         if type(known) is float:
             value = _as_float(value)
-        check_value(checked_keys(), key, value)
+        check_value(checked_keys(), key, value, origin)
         fitting[name] = value
     return fitting
 

@@ -141,7 +141,7 @@ class _Notes:
         self.original = original
         self.copies: list[_Notes] = []
         self.reads: set[str] = set()
-        self.written: dict[str, Any] = {}
+        self.written: dict[str, bool] = {}  # whether to another value
 
     def __contains__(self, key: str) -> bool:
         return key in self.reads
@@ -163,8 +163,9 @@ class _Notes:
         return self.copies[-1]
 
     def idle_of_parts(self) -> list[str]:
-        """psis_d2's keys that were set in a copy and not read there."""
-        found = [key for key in self.written if key in psis_keys() and key not in self.reads]
+        """psis_d2's keys that were changed in a copy and not read there."""
+        changed = [key for key, other in self.written.items() if other and key in psis_keys()]
+        found = [key for key in changed if key not in self.reads]
         return found + [key for part in self.copies for key in part.idle_of_parts()]
 
 
@@ -186,8 +187,9 @@ class _NotedConfig(CfgNode):
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name in self and dict.__getitem__(self, name) != value:
-            self._notes.written[self._prefix + name] = value
+        key = self._prefix + name
+        changed = name not in self or dict.__getitem__(self, name) != value
+        self._notes.written[key] = changed or self._notes.written.get(key, False)
         super().__setitem__(name, value)
 
     def get(self, name: str, default: Any = None) -> Any:
