@@ -170,6 +170,8 @@ class Fixed(Check):
         return repr(self.value)
 
     def accepts(self, value: Any) -> bool:
+        if isinstance(self.value, (list, tuple)):  # a file has no tuples
+            return isinstance(value, (list, tuple)) and list(value) == list(self.value)
         return type(value) is type(self.value) and value == self.value
 
     def fault(self, key: str, value: Any) -> str:
