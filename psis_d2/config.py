@@ -209,7 +209,8 @@ def _add_cpmask_config(keys: dict[str, Key]) -> None:
     node.BOUNDARY_CONVS = 4, whole(0)
     # Cells of the boundary's band on each side of the contour (released code: 1 of 28 x 28).
     node.BOUNDARY_WIDTH = 1, whole(1)
-    # Norm of the fused features: GN (released code) | BN | "" for none.
+    # Norm of the fused features: GN (released code) | BN | "" for none; not SyncBN, in which a
+    # process whose regions all lack masks would keep the others waiting.
     node.FUSION_NORM = "GN", one_of("BN", "GN", "")
     # The affinity-parsing module (Tab. 1: AM) ...
     node.AFFINITY = True, flag()

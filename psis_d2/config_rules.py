@@ -9,12 +9,14 @@ from psis_d2.config_checks import (
     Key,
     Keys,
     Rows,
+    check_value,
     check_values,
     flag,
     list_of,
     number,
     one_of,
     text,
+    value_of,
     whole,
 )
 
@@ -31,6 +33,21 @@ def check_config(cfg: CfgNode) -> None:
         UserError: one sentence that names the key, the value and what it must be.
     """
     check_values(cfg, checked_keys())
+
+
+def check_keys(cfg: CfgNode, node: str) -> None:
+    """Turn down a wrong value below one node: for whoever builds a part without a command line.
+
+    Args:
+        cfg: the full config.
+        node: its name, such as "PSIS.FCOS".
+
+    Raises:
+        UserError: one sentence that names the key, the value and what it must be.
+    """
+    for key in checked_keys():
+        if key.startswith(f"{node}."):
+            check_value(checked_keys(), key, value_of(cfg, key))
 
 
 @functools.cache

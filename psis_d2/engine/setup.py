@@ -114,14 +114,23 @@ def _check_output_dir(folder: str) -> None:
         )
 
 
+def register_data_files(cfg: CfgNode) -> None:
+    """Register the data sets of ``PSIS.DATA_FILES``: what a run's ``config.yaml`` needs to be used.
+
+    Raises:
+        UserError: a name is taken by other files.
+    """
+    for name, json_file, images in cfg.PSIS.DATA_FILES:
+        register_coco_json(name, json_file, images)
+
+
 def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Point the config at the files of ``--train-json`` and so on, in place.
 
     ``PSIS.DATA_FILES`` keeps them: the ``config.yaml`` of a run registers them again.
     """
+    register_data_files(cfg)
     files = {name: paths for name, *paths in cfg.PSIS.DATA_FILES}
-    for name, paths in files.items():
-        register_coco_json(name, *paths)
     for split, key in (("train", "TRAIN"), ("val", "TEST")):
         json_file = getattr(args, f"{split}_json", None)
         images = getattr(args, f"{split}_images", None)

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections import OrderedDict
 
+from psis_d2.config_rules import check_config
 from psis_d2.data.build import (
     build_test_loader,
     build_train_loader,
@@ -148,7 +149,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """The model on its device, laid out for that device's convolutions."""
+        """The model on its device, laid out for that device's convolutions.
+
+        Raises:
+            UserError: a value of the config is misspelled, out of range or without effect.
+        """
+        check_config(cfg)
         model = super().build_model(cfg)
         # What oneDNN computes in; NCHW weights and maps it would reorder call by call.
         on_cpu = cfg.MODEL.DEVICE == "cpu"

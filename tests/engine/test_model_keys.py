@@ -15,12 +15,18 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
+from model_builders import tiny_model
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*"))
 NAMES = [name for name in NAMES if (CONFIGS / f"{name}.yaml").is_file()]
 SHAPEPROP = ("MODEL.ROI_MASK_HEAD.NAME", "ShapePropMaskHead")
 HOURGLASS = ("MODEL.ROI_MASK_HEAD.NAME", "HourglassMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "GN")
 HOURGLASS = (*HOURGLASS, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32)
+CPMASK = ("MODEL.ROI_MASK_HEAD.NAME", "CPMaskHead", "MODEL.ROI_MASK_HEAD.CONV_DIM", 32)
+MASKX = ("MODEL.ROI_MASK_HEAD.NAME", "MaskXMaskHead")
+FCOS = ("MODEL.PROPOSAL_GENERATOR.NAME", "FCOS")
+RETINANET = ("MODEL.PROPOSAL_GENERATOR.NAME", "RetinaNet")
 SHAPEMASK = ("MODEL.ROI_MASK_HEAD.NAME", "ShapeMaskHead")
 TEACHER = ("MODEL.ROI_MASK_HEAD.NAME", "TeacherStudentMaskHead")
 CLS_AGNOSTIC = "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK"
@@ -133,6 +139,25 @@ def test_misspelled_names(key, value, hint):
     words = refusal(config(*options, key, value))
     assert words.startswith(f"{key} is '{value}'; choose one of ")
     assert words.endswith(f" (did you mean {hint}?).")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((*SHAPEPROP, "PSIS.SHAPEPROP.FUSION", "embde"), "FUSION is 'embde'; choose one of embed"),
+        ((*SHAPEMASK, "PSIS.SHAPEMASK.CROP", "box"), "CROP is 'box'; choose one of outer_box"),
+        ((*CPMASK, "PSIS.CPMASK.FUSION_NORM", "SyncBN"), "NORM is 'SyncBN'; choose one of BN, GN"),
+        ((*CPMASK, "PSIS.CPMASK.AFFINITY_TERMS", 3), "TERMS is 3; it must be a whole number"),
+        ((*MASKX, "PSIS.MASKX.LAYERS", 4), "LAYERS is 4; it must be a whole number, at least 1"),
+        ((*FCOS, "PSIS.FCOS.TOWER_INIT", "zero"), "TOWER_INIT is 'zero'; choose one of normal"),
+        ((*RETINANET, "PSIS.RETINANET.CLS_NORMALIZER", "all"), "'all'; choose one of positives"),
+        ((*RETINANET, "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "l3"), "'l3'; choose one of smooth_l1"),
+    ],
+)
+def test_parts_check_their_keys_without_a_command_line(options, words):
+    with pytest.raises(UserError) as caught:
+        tiny_model(*options)
+    assert words in str(caught.value)
 
 
 def test_checking_draws_no_random_number_and_reads_no_made_file(tmp_path):
