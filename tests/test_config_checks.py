@@ -11,6 +11,7 @@ from psis_d2.errors import UserError, check_choice
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from one_sentence import refusal
 
 KEYS = sorted(checked_keys())
 CHOICES = [key for key in KEYS if isinstance(checked_keys()[key].check, checks.Choice)]
@@ -89,16 +90,6 @@ def probes(check: checks.Check) -> tuple[list, list]:
     return good, bad
 
 
-def sentence(cfg: CfgNode) -> str:
-    """The one sentence with which a config is refused."""
-    with pytest.raises(UserError) as caught:
-        check_config(cfg)
-    words = str(caught.value)
-    assert "\n" not in words
-    assert words.endswith(".")
-    return words
-
-
 def test_every_key_says_what_it_may_be():
     cfg = config()
     there = {*leaves(cfg.PSIS, "PSIS"), *leaves(cfg.TEST, "TEST"), "SOLVER.OPTIMIZER"}
@@ -129,7 +120,7 @@ def test_values_at_the_borders(key):
     cfg = config()
     for value in [*bad, None, {}]:
         put(cfg, key, value)
-        assert sentence(cfg).startswith(f"{key} is ")
+        assert refusal(check_config, cfg).startswith(f"{key} is ")
 
 
 def test_numbers_are_what_they_count():
@@ -150,7 +141,7 @@ def test_numbers_are_what_they_count():
 def test_a_misspelled_choice_has_a_hint(key):
     for choice in checked_keys()[key].check.choices:
         if len(choice) > 2:
-            words = sentence(config(**{key.replace(".", "__"): f"{choice[:-1]}"}))
+            words = refusal(check_config, config(**{key.replace(".", "__"): f"{choice[:-1]}"}))
             assert re.search(r"\(did you mean \w+\?\)\.$", words)
             assert choice in words
 
@@ -173,7 +164,7 @@ def test_a_misspelled_choice_has_a_hint(key):
 def test_sentences(key, value, words):
     cfg = config()
     put(cfg, key, value)
-    assert words in sentence(cfg)
+    assert words in refusal(check_config, cfg)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +182,7 @@ def test_sentences(key, value, words):
     ],
 )
 def test_values_that_nothing_switches_on(values, words):
-    assert words in sentence(config(**values))
+    assert words in refusal(check_config, config(**values))
 
 
 @pytest.mark.parametrize(

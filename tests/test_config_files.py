@@ -9,6 +9,7 @@ from psis_d2.errors import UserError
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from one_sentence import refusal
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -17,16 +18,6 @@ def config() -> CfgNode:
     cfg = get_cfg()
     add_psis_config(cfg)
     return cfg
-
-
-def refusal(merge, *arguments) -> str:
-    """The one sentence with which something is not merged."""
-    with pytest.raises(UserError) as caught:
-        merge(config(), *arguments)
-    words = str(caught.value)
-    assert "\n" not in words
-    assert words.endswith(".")
-    return words
 
 
 def test_files_are_merged_as_detectron2_merges_them():
@@ -67,7 +58,7 @@ def test_files_are_merged_as_detectron2_merges_them():
 def test_bad_files(content, words, tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    sentence = refusal(merge_file, str(path))
+    sentence = refusal(merge_file, config(), str(path))
     assert "bad.yaml" in sentence
     for part in words.split(".*"):
         assert part in sentence
@@ -75,8 +66,10 @@ def test_bad_files(content, words, tmp_path):
 
 
 def test_no_file(tmp_path):
-    assert "nowhere.yaml does not exist" in refusal(merge_file, str(tmp_path / "nowhere.yaml"))
-    assert "is a folder; name a file in it" in refusal(merge_file, str(tmp_path))
+    assert "nowhere.yaml does not exist" in refusal(
+        merge_file, config(), str(tmp_path / "nowhere.yaml")
+    )
+    assert "is a folder; name a file in it" in refusal(merge_file, config(), str(tmp_path))
 
 
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
@@ -89,7 +82,9 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(PathManager, "open", locked)  # the tests may run as root
-    assert "locked.yaml cannot be read (Permission denied)" in refusal(merge_file, str(path))
+    assert "locked.yaml cannot be read (Permission denied)" in refusal(
+        merge_file, config(), str(path)
+    )
 
 
 def test_bases_are_merged_in_order(tmp_path):
@@ -116,7 +111,7 @@ def test_bases_are_merged_in_order(tmp_path):
     ],
 )
 def test_bad_options(options, words):
-    assert words in refusal(merge_options, options)
+    assert words in refusal(merge_options, config(), options)
 
 
 def test_options_are_decoded():
@@ -130,13 +125,15 @@ def test_options_are_decoded():
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_renamed_keys(old, new, tmp_path):
-    assert refusal(merge_options, [old, "1"]) == f"{old} is called {new} now; use that name."
+    assert (
+        refusal(merge_options, config(), [old, "1"]) == f"{old} is called {new} now; use that name."
+    )
     *path, name = old.split(".")
     tree = f"{name}: 1"
     for node in reversed(path):
         tree = f"{node}: {{{tree}}}"
     (tmp_path / "old.yaml").write_text(tree)
-    assert f"is called {new} now" in refusal(merge_file, str(tmp_path / "old.yaml"))
+    assert f"is called {new} now" in refusal(merge_file, config(), str(tmp_path / "old.yaml"))
     with pytest.raises(KeyError, match=f"{old} was renamed to {new}"):  # Detectron2's own way
         config().merge_from_list([old, True])
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from one_sentence import refusal
 
 from model_builders import tiny_model
 
@@ -39,16 +40,6 @@ def config(*options, name: str = "Base-RCNN-FPN") -> CfgNode:
     merge_file(cfg, str(CONFIGS / f"{name}.yaml"))
     merge_options(cfg, options)
     return cfg
-
-
-def refusal(cfg: CfgNode) -> str:
-    """The one sentence with which a config's model is refused."""
-    with pytest.raises(UserError) as caught:
-        check_model(cfg)
-    words = str(caught.value)
-    assert "\n" not in words
-    assert words.endswith(".")
-    return words
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +76,7 @@ def test_all_configs_pass(name, monkeypatch):
     ],
 )
 def test_keys_without_effect(options, words):
-    assert words in refusal(config(*options))
+    assert words in refusal(check_model, config(*options))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +91,7 @@ def test_keys_without_effect(options, words):
     ],
 )
 def test_keys_of_region_heads_have_no_effect_without_regions(key, value):
-    words = refusal(config(key, value, name="condinst_R50"))
+    words = refusal(check_model, config(key, value, name="condinst_R50"))
     assert f"{key} {value!r} would have no effect, since this model (CondInst, FCOS)" in words
 
 
@@ -136,7 +127,7 @@ def test_keys_with_effect(options):
 )
 def test_misspelled_names(key, value, hint):
     options = TEACHER if key.startswith("PSIS") else ()
-    words = refusal(config(*options, key, value))
+    words = refusal(check_model, config(*options, key, value))
     assert words.startswith(f"{key} is '{value}'; choose one of ")
     assert words.endswith(f" (did you mean {hint}?).")
 

@@ -15,6 +15,7 @@ from psis_d2.errors import UserError
 import pytest
 import train_net
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from one_sentence import refusal
 
 from tiny_data import command_line, write_tiny_data
 
@@ -31,16 +32,6 @@ def data(tmp_path_factory):
 
 def configured(line):
     return build_config(train_net.parse_arguments([str(word) for word in line]))
-
-
-def refusal(line) -> str:
-    """The one sentence with which a command line is refused."""
-    with pytest.raises(UserError) as caught:
-        configured(line)
-    words = str(caught.value)
-    assert "\n" not in words
-    assert words.endswith(".")
-    return words
 
 
 @pytest.mark.parametrize(
@@ -64,22 +55,22 @@ def test_what_a_run_will_need_is_checked_before_data_is_read(options, words, tmp
     if "would have no effect" not in words and "MASK_HEAD" not in options:
         monkeypatch.setattr(setup, "_use_data_files", reads)
     line = ["--config-file", QUICK / "shapeprop_shapes.yaml", "--num-gpus", "0"]
-    assert words in refusal([*line, "OUTPUT_DIR", tmp_path, *options.split()])
+    assert words in refusal(configured, [*line, "OUTPUT_DIR", tmp_path, *options.split()])
 
 
 def test_output_dirs_that_cannot_be_used(tmp_path, monkeypatch):
     line = ["--config-file", QUICK / "agnostic_shapes.yaml", "--num-gpus", "0", "OUTPUT_DIR"]
     file = tmp_path / "file"
     file.write_text("")
-    assert f"but {file} is not a folder" in refusal([*line, file])
-    assert f"but {file} is not a folder" in refusal([*line, file / "a" / "b"])
-    assert "OUTPUT_DIR is ''" in refusal([*line, ""])
+    assert f"but {file} is not a folder" in refusal(configured, [*line, file])
+    assert f"but {file} is not a folder" in refusal(configured, [*line, file / "a" / "b"])
+    assert "OUTPUT_DIR is ''" in refusal(configured, [*line, ""])
     assert configured([*line, tmp_path / "new" / "folder"]).OUTPUT_DIR
     assert not (tmp_path / "new").exists()  # nothing is made by looking
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert "is not a folder" in refusal([*line, tmp_path / "link" / "out"])
+    assert "is not a folder" in refusal(configured, [*line, tmp_path / "link" / "out"])
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
-    assert f"but {tmp_path} cannot be written to" in refusal([*line, tmp_path / "new"])
+    assert f"but {tmp_path} cannot be written to" in refusal(configured, [*line, tmp_path / "new"])
 
 
 def test_an_output_dir_that_turns_out_not_to_be_writable(tmp_path, monkeypatch):
