@@ -11,6 +11,7 @@ import sys
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.engine import Trainer, launch
+from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.setup import (
     add_data_arguments,
     build_config,
@@ -22,7 +23,6 @@ from psis_d2.engine.trainer import build_checkpointer
 from psis_d2.errors import UserError, exit_on_user_error
 
 from detectron2.engine import default_argument_parser
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
@@ -53,7 +53,7 @@ def evaluate(cfg, resume: bool) -> dict:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
-        verify_results(cfg, results)
+        verify_expected(cfg, results)
     return results
 
 

@@ -70,6 +70,8 @@ def tiny_config(*overrides, config: str = "quick/Base-shapes.yaml") -> CfgNode:
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 16])
     cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32])
     cfg.merge_from_list(["PSIS.SHAPEPROP.TOWER_DIM", 16, "PSIS.SHAPEPROP.EMBED_DIM", 8])
+    cfg.merge_from_list(["PSIS.SHAPEPROP.TOWER_CONVS", 2, "PSIS.SHAPEPROP.EMBED_CONVS", 2])
+    cfg.merge_from_list(["PSIS.SHAPEPROP.LATENT_DIM", 8, "PSIS.CPMASK.BOUNDARY_CONVS", 2])
     cfg.merge_from_list(["PSIS.FCOS.TOWER_DIM", 16])
     cfg.merge_from_list(list(overrides))
     return cfg

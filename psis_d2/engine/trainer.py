@@ -6,6 +6,7 @@ import os
 import weakref
 from collections import OrderedDict
 
+from psis_d2.config_rules import check_config
 from psis_d2.data.build import (
     build_test_loader,
     build_train_loader,
@@ -17,9 +18,10 @@ from psis_d2.data.grabcut import GrabCut
 from psis_d2.data.grabcut_cache import cached_grabcut_masks
 from psis_d2.data.supervision import restrict_masks
 from psis_d2.engine.checkpoint import Checkpointer
+from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.engine.grabcut import GrabCutModel
-from psis_d2.engine.solver import build_optimizer
+from psis_d2.engine.solver import build_optimizer, keeping_settings
 from psis_d2.engine.stages import PARTS, train_only
 from psis_d2.errors import UserError, check_choice
 from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator
@@ -122,7 +124,16 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         """The counterpart of :meth:`state_dict`."""
         TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        with keeping_settings(self._trainer.optimizer):
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def train(self) -> OrderedDict | None:
+        """Train, and verify the last evaluation, whose results the main process returns."""
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        if not comm.is_main_process() or not hasattr(self, "_last_eval_results"):
+            return None
+        verify_expected(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def build_hooks(self):
         """Detectron2's hooks, after one that seeds every iteration."""
@@ -138,7 +149,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """The model on its device, laid out for that device's convolutions."""
+        """The model on its device, laid out for that device's convolutions.
+
+        Raises:
+            UserError: a value of the config is misspelled, out of range or without effect.
+        """
+        check_config(cfg)
         model = super().build_model(cfg)
         # What oneDNN computes in; NCHW weights and maps it would reorder call by call.
         on_cpu = cfg.MODEL.DEVICE == "cpu"

@@ -19,15 +19,6 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-# What the RoI mask heads know beside it, and the values with which these keys do nothing.
-_REGION_KEYS = {
-    "MASK_TRAIN_BOXES": "proposals",
-    "MASK_BOXES_PER_IMAGE": 0,
-    "ROI_CHANNEL_DROPOUT": 0.0,
-    "ROI_FEATURE_DROP": 0.0,
-    "MLP_BRANCH": False,
-}
-
 
 @META_ARCH_REGISTRY.register()
 class CondInst(nn.Module):
@@ -93,12 +84,6 @@ class CondInst(nn.Module):
                 "MODEL.MASK_ON is False, and MODEL.META_ARCHITECTURE CondInst is about masks; use "
                 "GeneralizedRCNN for a detector alone."
             )
-        for key, without_effect in _REGION_KEYS.items():
-            if cfg.PSIS[key] != without_effect:
-                raise UserError(
-                    f"PSIS.{key} is {cfg.PSIS[key]}, but MODEL.META_ARCHITECTURE CondInst has no "
-                    f"region features or training boxes; leave it {without_effect!r}."
-                )
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         return {

@@ -30,9 +30,6 @@ BOX_LOSSES = {
 }
 
 
-TOWER_INITS = ("normal", "msra")
-
-
 def init_towers(head: RetinaNetHead, kind: str) -> None:
     """Initialize the convolutions of both towers, in place.
 

@@ -14,7 +14,7 @@ phi; here it reaches them.
 
 from typing import NamedTuple
 
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
@@ -33,8 +33,6 @@ from torch import Tensor, nn
 # A single foreground pixel could only be asked to attend to itself; the released code leaves such
 # regions out, too.
 _MIN_FOREGROUND = 2
-# Not SyncBN: a process whose regions all lack masks would keep the others waiting.
-_NORMS = ("", "BN", "GN")
 
 
 def affinity_loss(sums: Tensor, foreground: Tensor, terms: int = 2) -> Tensor:
@@ -212,15 +210,8 @@ class CPMaskHead(RegionMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_keys(cfg, "PSIS.CPMASK")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.CPMASK
-        for key in ("FUSION_NORM", "AFFINITY_NORM"):
-            check_choice(f"PSIS.CPMASK.{key}", node[key], _NORMS)
-        if node.AFFINITY_TERMS not in (0, 1, 2):
-            raise UserError(f"PSIS.CPMASK.AFFINITY_TERMS is {node.AFFINITY_TERMS}; choose 0, 1, 2.")
-        if node.BOUNDARY_WIDTH < 1:
-            raise UserError(
-                f"PSIS.CPMASK.BOUNDARY_WIDTH is {node.BOUNDARY_WIDTH}; it must be at least 1 cell."
-            )
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,

@@ -18,8 +18,9 @@ Legend: R regions, C channels, P side of the crop, K priors.
 import math
 import os
 
+from psis_d2.config_rules import check_keys
 from psis_d2.data.shape_priors import SIDE, load_shape_priors, num_priors, priors_path
-from psis_d2.errors import UserError, check_choice
+from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
@@ -34,13 +35,6 @@ from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Boxes
 from torch import Tensor, nn
-
-_CHOICES = {
-    "CROP": ("outer_box", "fixed"),
-    "BOX_POOLING": ("crop", "box"),
-    "FINE_FEATURES": ("crop", "prior"),
-    "LOSS_NORMALIZER": ("foreground", "cells"),
-}
 
 
 def outer_boxes(boxes: Boxes, scale: float, image_size: tuple[int, int]) -> Boxes:
@@ -211,9 +205,8 @@ class ShapeMaskHead(RegionMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_keys(cfg, "PSIS.SHAPEMASK")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.SHAPEMASK
-        for key, choices in _CHOICES.items():
-            check_choice(f"PSIS.SHAPEMASK.{key}", node[key], choices)
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         priors, missing = _priors_of(cfg) if node.SHAPE_PRIOR else (None, None)
         return {

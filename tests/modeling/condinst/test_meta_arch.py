@@ -321,8 +321,6 @@ def test_an_image_without_a_detection():
         (("PSIS.CONDINST.STUDENT", True), "STUDENT learns from true masks"),
         (("MODEL.PROPOSAL_GENERATOR.NAME", "PartialRPN"), "needs FCOS"),
         (("MODEL.MASK_ON", False), "use GeneralizedRCNN for a detector alone"),
-        (("PSIS.MASK_TRAIN_BOXES", "gt"), "CondInst has no region features or training boxes"),
-        (("PSIS.ROI_CHANNEL_DROPOUT", 0.5), "leave it 0.0"),
     ],
 )
 def test_bad_options(options, words):
