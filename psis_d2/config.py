@@ -363,7 +363,11 @@ def _add_nasfpn_config(cfg: CN) -> None:
 
 
 def _add_teacher_student_config(cfg: CN) -> None:
-    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released."""
+    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released.
+
+    For ``TeacherStudentMaskHead`` and, from ``POSTPROCESS`` on but for ``STUDENT_CHANNELS``, for
+    CondInst with ``PSIS.CONDINST.STUDENT``.
+    """
     node = cfg.PSIS.TEACHER_STUDENT = CN()
     # The class-agnostic head that learns from masks and teaches: any entry of the registry.
     node.TEACHER = "FCNMaskHead"
@@ -448,9 +452,8 @@ def _add_condinst_config(cfg: CN) -> None:
     node.BOTTOM_PIXELS = 10
     # Warn when masks on average fill more of their boxes, after the warm-up.
     node.COLLAPSE_FILL = 0.95
-    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads).
+    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads);
+    # PSIS.TEACHER_STUDENT says how it learns.
     node.STUDENT = False
-    # Its masks of objects without any: threshold (Eq. 4's first) | interaction (the paper's best).
-    node.PSEUDO_MASKS = "interaction"
-    # From which iteration on they are used (the paper names none: from the first).
-    node.PSEUDO_START = 0
+    # Cells that its CRF sees a box in, a side (as a RoI head's, whose masks are of 28 x 28).
+    node.CRF_SIDE = 28
