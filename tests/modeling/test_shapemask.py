@@ -70,6 +70,7 @@ def context_of(head, boxes=BOXES, classes=(0, 1), masks=None, size=(64, 64), cha
         pool=lambda _: features,
         targets=targets,
         wide_frames=[head.frames(Boxes(boxes), size)],
+        all_annotated=masks is not None,
     )
 
 

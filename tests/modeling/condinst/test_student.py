@@ -17,6 +17,7 @@ from model_builders import (
 )
 
 TS = "boxinst_teacher_student"
+KEY = "PSIS.TEACHER_STUDENT"
 MIXED = [[True, False, False], [True, True], []]
 ALL_LOSSES = {"loss_mask", "loss_projection", "loss_pairwise"}
 
@@ -56,7 +57,7 @@ def test_the_students_kernels_of_other_classes_do_not_learn():
 
 def test_the_student_learns_the_cleaned_masks(monkeypatch):
     """Targets of all instances, as they enter the student's loss."""
-    model = condinst_model(TS, "PSEUDO_MASKS", "threshold")
+    model = condinst_model(TS, f"{KEY}.POSTPROCESS", "threshold")
     torch.nn.init.zeros_(model.mask_head.controller.conv.weight)
     model.mask_head.controller.conv.bias.data[-1] = 5.0  # the teacher says "everything"
     batch = partial_batch([[True, False]])
@@ -83,14 +84,14 @@ def test_the_student_learns_the_cleaned_masks(monkeypatch):
     assert any(torch.equal(x, other) for x in targets)
 
     seen.clear()
-    model.mask_head.pseudo_start = 1  # this is iteration 0
+    model.mask_head.warm_start = 1  # this is iteration 0
     training_losses(model, batch)
     assert all(torch.equal(x, own) for x in seen[-1])
 
 
 def test_interaction_asks_the_student():
     losses = [
-        training_losses(condinst_model(TS, "PSEUDO_MASKS", mode), partial_batch([[False]]))
+        training_losses(condinst_model(TS, f"{KEY}.POSTPROCESS", mode), partial_batch([[False]]))
         for mode in ("threshold", "interaction")
     ]
     assert losses[0]["loss_student"] != losses[1]["loss_student"]
