@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SIDE = 32
 """Side of a prior in cells (paper)."""
 
-# Cells are averaged over so many samples a side: a mask of one cell's size is not lost.
+# Samples a side that a cell is the mean of: a mask of one cell's size is not lost.
 _SAMPLES = 4
 _MAX_ITERATIONS = 100
 _FORMAT = "psis_d2 shape priors 1"

@@ -96,7 +96,7 @@ class DynamicMaskHead(nn.Module):
         teacher_weight, student_weight: factors of all losses of the two, if there is a student.
         pseudo_weight: factor of the student's loss of an instance without a true mask.
         predict_with: whose masks are predicted, if there is a student: "student" or "teacher".
-        upsampling: masks have so many times the resolution of the mask branch.
+        upsampling: factor from the resolution of the mask branch to that of masks.
         at_a_time: instances whose masks are in memory together; 0 = all.
         dilation: distance of pairs in cells.
         pairwise_warmup: iterations in which the pairwise loss grows linearly to its full weight.
