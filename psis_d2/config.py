@@ -32,6 +32,8 @@ NORMS = ("BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN", "")
 
 # Keys that had another name, and their names now.
 RENAMED_KEYS = {
+    "PSIS.CONDINST.PSEUDO_MASKS": "PSIS.TEACHER_STUDENT.POSTPROCESS",
+    "PSIS.CONDINST.PSEUDO_START": "PSIS.TEACHER_STUDENT.WARM_START",
     "PSIS.OPMASK.CAM_NORMALISED": "PSIS.OPMASK.CAM_NORMALIZED",
     "PSIS.TEACHER_STUDENT.CRF_COLOUR_SIGMA": "PSIS.TEACHER_STUDENT.CRF_COLOR_SIGMA",
 }
@@ -436,7 +438,11 @@ def _add_nasfpn_config(keys: dict[str, Key]) -> None:
 
 
 def _add_teacher_student_config(keys: dict[str, Key]) -> None:
-    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released."""
+    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released.
+
+    For ``TeacherStudentMaskHead`` and, from ``POSTPROCESS`` on but for ``STUDENT_CHANNELS``, for
+    CondInst with ``PSIS.CONDINST.STUDENT``.
+    """
     node = Keys(keys, "PSIS.TEACHER_STUDENT")
     crf = needs(("PSIS.TEACHER_STUDENT.POSTPROCESS", "crf"))
     # The class-agnostic head that learns from masks and teaches: any entry of the registry.
@@ -489,6 +495,7 @@ def _add_condinst_config(keys: dict[str, Key]) -> None:
     ``MODEL.META_ARCHITECTURE`` is CondInst. "released code" is AdelaiDet's.
     """
     node = Keys(keys, "PSIS.CONDINST")
+    crf = needs(("PSIS.TEACHER_STUDENT.POSTPROCESS", "crf"))
     # masks: CondInst, on mask-annotated objects alone | boxes: BoxInst, which reads no mask |
     # mixed: CondInst's loss where there is a mask, BoxInst's where there is none.
     node.SUPERVISION = "masks", one_of("masks", "boxes", "mixed")
@@ -522,9 +529,8 @@ def _add_condinst_config(keys: dict[str, Key]) -> None:
     node.BOTTOM_PIXELS = 10, whole(0)
     # Warn when masks on average fill more of their boxes, after the warm-up.
     node.COLLAPSE_FILL = 0.95, number(0.0, 1.0)
-    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads).
+    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads);
+    # PSIS.TEACHER_STUDENT says how it learns.
     node.STUDENT = False, flag()
-    # Its masks of objects without any: threshold (Eq. 4's first) | interaction (the paper's best).
-    node.PSEUDO_MASKS = "interaction", one_of("threshold", "interaction")
-    # From which iteration on they are used (the paper names none: from the first).
-    node.PSEUDO_START = 0, whole(0)
+    # Cells that its CRF sees a box in, a side (as a RoI head's, whose masks are of 28 x 28).
+    node.CRF_SIDE = 28, whole(1), crf

@@ -156,11 +156,15 @@ def training_losses(model: torch.nn.Module, batch: list[dict], seed: int = 0) ->
 
 
 def condinst_model(config: str = "boxinst_mixed", *options, seed: int = 0) -> torch.nn.Module:
-    """A tiny model of a CondInst quick config; options are KEY, VALUE, ... of PSIS.CONDINST.
+    """A tiny model of a CondInst quick config.
+
+    Options are KEY, VALUE, ... of PSIS.CONDINST; other keys are given in full.
 
     The pairwise loss has its full weight from the first iteration on.
     """
-    keys = [f"PSIS.CONDINST.{x}" if i % 2 == 0 else x for i, x in enumerate(options)]
+    keys = [
+        f"PSIS.CONDINST.{x}" if i % 2 == 0 and "." not in x else x for i, x in enumerate(options)
+    ]
     narrow = ("PSIS.CONDINST.BRANCH_DIM", 16, "PSIS.CONDINST.PAIRWISE_WARMUP", 0)
     return tiny_model(*narrow, *keys, config=f"quick/{config}_shapes.yaml", seed=seed)
 

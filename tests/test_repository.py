@@ -167,7 +167,11 @@ def test_no_method_imports_another_method():
 def documented_commands(name: str) -> list[list[str]]:
     """The words of every command line in the indented and fenced code of a Markdown file."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    blocks = [
+        code
+        for language, code in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+        if language in ("", "bash")
+    ]
     inline = re.findall(r"`((?:make|python) [^`\n]+)`", text)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True) for line in lines + inline]

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SIDE = 32
 """Side of a prior in cells (paper)."""
 
-# Cells are averaged over so many samples a side: a mask of one cell's size is not lost.
+# Samples a side that a cell is the mean of: a mask of one cell's size is not lost.
 _SAMPLES = 4
 _MAX_ITERATIONS = 100
 _FORMAT = "psis_d2 shape priors 1"
@@ -177,8 +177,13 @@ def num_priors(cfg) -> int:
 
 
 def priors_path(cfg) -> str:
-    """The file of a config's priors: ``PSIS.SHAPEMASK.PRIORS``, else one in ``OUTPUT_DIR``."""
-    return cfg.PSIS.SHAPEMASK.PRIORS or os.path.join(cfg.OUTPUT_DIR, "shape_priors.npz")
+    """The file of a config's priors: ``PSIS.SHAPEMASK.PRIORS``, else one in ``OUTPUT_DIR``.
+
+    A run may have two of them: a class-agnostic teacher's and a class-specific student's.
+    """
+    agnostic = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
+    name = "shape_priors.npz" if agnostic else "class_shape_priors.npz"
+    return cfg.PSIS.SHAPEMASK.PRIORS or os.path.join(cfg.OUTPUT_DIR, name)
 
 
 def save_shape_priors(path: str, shape_priors: ShapePriors) -> None:
@@ -227,14 +232,8 @@ def load_shape_priors(path: str) -> ShapePriors:
     return ShapePriors(priors, provenance)
 
 
-def uses_shape_priors(cfg) -> bool:
-    """Whether a config's model needs shape priors."""
-    head = cfg.MODEL.ROI_MASK_HEAD.NAME == "ShapeMaskHead"
-    return cfg.MODEL.MASK_ON and head and cfg.PSIS.SHAPEMASK.SHAPE_PRIOR
-
-
 def prepare_shape_priors(cfg) -> None:
-    """See to it that training with a config finds its priors.
+    """Make the priors of a config of ShapeMask, unless they are there.
 
     A file that the config names is checked: it must not be made from masks that training may not
     see. Without a name the priors are made, unless those in ``OUTPUT_DIR`` are of the same masks.
@@ -242,8 +241,6 @@ def prepare_shape_priors(cfg) -> None:
     Raises:
         UserError: the file is missing, unusable or shows too much, or there are too few masks.
     """
-    if not uses_shape_priors(cfg):
-        return
     path = priors_path(cfg)
     if cfg.PSIS.SHAPEMASK.PRIORS:
         _check_visible(cfg, path, load_shape_priors(path).provenance)

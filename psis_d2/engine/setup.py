@@ -16,10 +16,10 @@ from psis_d2.data.build import (
     prepare_dataset,
 )
 from psis_d2.data.coco import register_coco_json
-from psis_d2.data.shape_priors import prepare_shape_priors
 from psis_d2.engine.expectations import settle_expectations
 from psis_d2.engine.model_keys import check_model
 from psis_d2.errors import UserError
+from psis_d2.modeling.mask_heads.base import prepare_mask_head
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -207,7 +207,7 @@ def _check_mapped_classes(cfg: CfgNode) -> None:
 
 
 def prepare_data(cfg: CfgNode, training: bool = True) -> None:
-    """Make what a config needs and what is not there yet: data sets, GrabCut masks, shape priors.
+    """Make what a config needs and is not there: data sets, GrabCut masks, what its head prepares.
 
     Called once before several processes start, which would otherwise each make them.
 
@@ -220,7 +220,7 @@ def prepare_data(cfg: CfgNode, training: bool = True) -> None:
     if training and cfg.PSIS.MISSING_MASKS != "none":
         get_training_dicts(cfg)
     if training:
-        prepare_shape_priors(cfg)
+        prepare_mask_head(cfg)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:

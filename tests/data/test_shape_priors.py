@@ -201,12 +201,6 @@ def test_prepared_once_and_again_when_masks_change(shapes, tmp_path):
     assert load_shape_priors(path).provenance["masks_of_class"]["class1"] == 12
 
 
-def test_nothing_is_prepared_for_other_heads(shapes):
-    shapes.PSIS.SHAPEMASK.SHAPE_PRIOR = False
-    prepare_shape_priors(shapes)
-    assert not os.path.exists(priors_path(shapes))
-
-
 def test_priors_of_hidden_masks_are_refused(shapes, tmp_path):
     split = shapes.PSIS.SEEN_CLASSES
     shapes.PSIS.SEEN_CLASSES = "all"

@@ -37,7 +37,9 @@ def make_context(num_objects=3):
         gt_index=torch.arange(num_objects),
     )
     features = torch.randn(num_objects, 16, 14, 14, generator=torch.Generator().manual_seed(1))
-    return RegionContext(regions=[regions], features=features, pool=None, targets=[truth])
+    return RegionContext(
+        regions=[regions], features=features, pool=None, targets=[truth], all_annotated=True
+    )
 
 
 def losses_of(*options):

@@ -18,7 +18,7 @@ from psis_d2.data.build import get_class_names
 from psis_d2.data.word_vectors import read_class_vectors
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import MaskMLP, conv_tower, upsample_layers
 
 import fvcore.nn.weight_init as weight_init
@@ -109,7 +109,7 @@ class MaskXMaskHead(RegionMaskHead):
         super().__init__(**kwargs)
         channels = input_shape.channels
         self.source = source
-        self.needs_box_predictor = source != ""
+        self.needs = Needs(box_predictor=source != "")
         self.stop_gradient = stop_gradient
         self.register_buffer("embeddings", embeddings)
         self.trunk = conv_tower(channels, conv_dim, num_convs, norm)

@@ -17,13 +17,20 @@ Legend: R regions, C channels, P side of the crop, K priors.
 
 import math
 import os
+from dataclasses import replace
 
 from psis_d2.config_rules import check_keys
-from psis_d2.data.shape_priors import SIDE, load_shape_priors, num_priors, priors_path
+from psis_d2.data.shape_priors import (
+    SIDE,
+    load_shape_priors,
+    num_priors,
+    prepare_shape_priors,
+    priors_path,
+)
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import conv_tower
 from psis_d2.ops import shape_prior_blend
 
@@ -155,7 +162,7 @@ class ShapeMaskHead(RegionMaskHead):
     """
 
     has_shape_prior = True
-    looks_around = True
+    needs = Needs(wide_frames=True)
 
     @configurable
     def __init__(
@@ -187,7 +194,8 @@ class ShapeMaskHead(RegionMaskHead):
         self.instance_embedding = instance_embedding
         self.crop, self.outer_box_scale, self.levels = crop, outer_box_scale, levels
         if crop == "fixed":
-            self.canonical_frame = self.side * 16  # a cell of P4 is 16 pixels wide
+            # a cell of P4 is 16 pixels wide
+            self.needs = replace(self.needs, canonical_frame=self.side * 16)
         self.fine_features = fine_features
         self.loss_normalizer = loss_normalizer
         self.prior_weight, self.coarse_weight = prior_weight, coarse_weight
@@ -232,6 +240,12 @@ class ShapeMaskHead(RegionMaskHead):
             "coarse_weight": node.COARSE_WEIGHT,
             "loss_weight": node.FINE_WEIGHT,
         }
+
+    @classmethod
+    def prepare(cls, cfg):
+        """Cluster the masks that training may see to shape priors."""
+        if cfg.PSIS.SHAPEMASK.SHAPE_PRIOR:
+            prepare_shape_priors(cfg)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)

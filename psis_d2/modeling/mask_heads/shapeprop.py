@@ -17,7 +17,7 @@ time); the classifier alone sees all samples.
 from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import zero_loss
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower, plain_convs
 from psis_d2.ops import message_passing
 
@@ -140,7 +140,7 @@ class ShapePropMaskHead(RegionMaskHead):
         **kwargs: see :class:`RegionMaskHead`.
     """
 
-    uses_sampled = True
+    needs = Needs(sampled=True)
     has_shape_prior = True
 
     @configurable
