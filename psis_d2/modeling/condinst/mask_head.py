@@ -9,7 +9,8 @@ Legend: n instances, B images, H x W cells of the masks' grid.
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
+from psis_d2.errors import UserError
 from psis_d2.modeling.box_supervision import cell_indicators, pairwise_loss, projection_loss
 from psis_d2.modeling.condinst.box_grids import paste_into_boxes, pool_from_boxes
 from psis_d2.modeling.condinst.dynamic_filters import (
@@ -21,7 +22,7 @@ from psis_d2.modeling.condinst.dynamic_filters import (
 from psis_d2.modeling.condinst.mask_branch import MaskBranch
 from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
 from psis_d2.modeling.losses import dice_loss, zero_loss
-from psis_d2.modeling.pseudo_masks import PREDICT_WITH, PseudoMasks
+from psis_d2.modeling.pseudo_masks import PseudoMasks
 
 import torch
 import torch.nn.functional as F
@@ -162,9 +163,7 @@ class DynamicMaskHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape, tower_dim):
         node = cfg.PSIS.CONDINST
-        check_choice("PSIS.CONDINST.SUPERVISION", node.SUPERVISION, LOSSES)
-        student = cfg.PSIS.TEACHER_STUDENT
-        check_choice("PSIS.TEACHER_STUDENT.PREDICT_WITH", student.PREDICT_WITH, PREDICT_WITH)
+        check_keys(cfg, "PSIS.CONDINST")
         if node.STUDENT and node.SUPERVISION == "boxes":
             raise UserError(
                 "PSIS.CONDINST.STUDENT learns from true masks, and PSIS.CONDINST.SUPERVISION is "
@@ -172,7 +171,7 @@ class DynamicMaskHead(nn.Module):
             )
         classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         shape = {"features": node.CHANNELS, "dim": node.HEAD_DIM, "depth": node.HEAD_LAYERS}
-        return {
+        arguments = {
             "input_shape": input_shape,
             "tower_dim": tower_dim,
             "supervision": node.SUPERVISION,
@@ -181,20 +180,15 @@ class DynamicMaskHead(nn.Module):
             "branch_convs": node.BRANCH_CONVS,
             "branch_norm": node.BRANCH_NORM,
             "layers": DynamicLayers(**shape),
-            "student_layers": DynamicLayers(**shape, classes=classes) if node.STUDENT else None,
-            "pseudo_masks": PseudoMasks.from_config(cfg),
-            "warm_start": student.WARM_START,
-            "teacher_weight": student.TEACHER_WEIGHT,
-            "student_weight": student.STUDENT_WEIGHT,
-            "pseudo_weight": student.PSEUDO_WEIGHT,
-            "predict_with": student.PREDICT_WITH,
             "upsampling": node.UPSAMPLING,
             "at_a_time": node.INSTANCES_AT_A_TIME,
             "dilation": node.PAIRWISE_DILATION,
             "pairwise_warmup": node.PAIRWISE_WARMUP,
             "collapse_fill": node.COLLAPSE_FILL,
-            "student_only": node.STUDENT and student.STUDENT_ONLY,
         }
+        if node.STUDENT:  # else its keys are not read, and setting one is known to be in vain
+            arguments |= _student_arguments(cfg, DynamicLayers(**shape, classes=classes))
+        return arguments
 
     @property
     def mask_stride(self) -> int:
@@ -410,3 +404,19 @@ class DynamicMaskHead(nn.Module):
             teacher = paste_into_boxes(sharpened, targets.cells, teacher)
         seen = targets.seen[queries.images]
         return self.pseudo_masks(teacher, student, inside, seen), inside
+
+
+def _student_arguments(cfg, layers: DynamicLayers) -> dict:
+    """How a student learns beside a teacher, as ``PSIS.TEACHER_STUDENT`` says."""
+    check_keys(cfg, "PSIS.TEACHER_STUDENT")
+    node = cfg.PSIS.TEACHER_STUDENT
+    return {
+        "student_layers": layers,
+        "pseudo_masks": PseudoMasks.from_config(cfg),
+        "warm_start": node.WARM_START,
+        "teacher_weight": node.TEACHER_WEIGHT,
+        "student_weight": node.STUDENT_WEIGHT,
+        "pseudo_weight": node.PSEUDO_WEIGHT,
+        "predict_with": node.PREDICT_WITH,
+        "student_only": node.STUDENT_ONLY,
+    }

@@ -296,10 +296,6 @@ def test_an_image_without_a_detection():
     ("options", "words"),
     [
         (("PSIS.CONDINST.SUPERVISION", "some"), "choose one of masks, boxes, mixed"),
-        (("PSIS.TEACHER_STUDENT.POSTPROCESS", "none"), "choose one of threshold, interaction, crf"),
-        (("PSIS.TEACHER_STUDENT.PREDICT_WITH", "none"), "choose one of student, teacher"),
-        (("PSIS.TEACHER_STUDENT.TEACHER", "MaskXMaskHead"), "CondInst is its own teacher"),
-        (("PSIS.TEACHER_STUDENT.STUDENT_CHANNELS", "all"), "leave it 'own_class'"),
         (("PSIS.CONDINST.STUDENT", True), "STUDENT learns from true masks"),
         (("MODEL.PROPOSAL_GENERATOR.NAME", "PartialRPN"), "needs FCOS"),
         (("MODEL.MASK_ON", False), "use GeneralizedRCNN for a detector alone"),
