@@ -13,7 +13,7 @@ import json
 import os
 
 import psis_d2  # noqa: F401
-from psis_d2.data.build import prepare_dataset
+from psis_d2.data.catalog import prepare_dataset
 from psis_d2.data.fewshot import draw_few_shots, few_shot_json
 from psis_d2.errors import UserError, exit_on_user_error
 from psis_d2.evaluation.base import write_json

@@ -14,10 +14,9 @@ import logging
 from pathlib import Path
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import get_class_names, get_dataset_dicts, prepare_dataset
+from psis_d2.data.catalog import get_class_names, get_dataset_dicts, prepare_dataset
 from psis_d2.data.coco import register_coco_json
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import cache_folder, grabcut_masks
+from psis_d2.data.grabcut import GrabCut, cache_folder, grabcut_masks
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import masked_classes, restrict_masks
 from psis_d2.errors import UserError, exit_on_user_error

@@ -5,15 +5,11 @@ import logging
 import os
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import (
-    get_class_names,
-    get_model_class_ids,
-    get_model_class_names,
-    get_training_dicts,
-    prepare_dataset,
-)
+from psis_d2.data.catalog import get_class_names, prepare_dataset
+from psis_d2.data.classes import get_model_class_ids, get_model_class_names
 from psis_d2.data.coco import register_coco_json
 from psis_d2.data.shape_priors import prepare_shape_priors
+from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
 
 import torch

@@ -6,16 +6,12 @@ import os
 import weakref
 from collections import OrderedDict
 
-from psis_d2.data.build import (
-    build_test_loader,
-    build_train_loader,
-    get_dataset_dicts,
-    get_model_class_ids,
-    seen_ids_for,
-)
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import cached_grabcut_masks
+from psis_d2.data.catalog import get_dataset_dicts
+from psis_d2.data.classes import get_model_class_ids
+from psis_d2.data.grabcut import GrabCut, cached_grabcut_masks
+from psis_d2.data.loader import build_test_loader, build_train_loader
 from psis_d2.data.supervision import restrict_masks
+from psis_d2.data.training_set import seen_ids_for
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.engine.grabcut import GrabCutModel

@@ -5,10 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-from psis_d2.data.build import get_dataset_dicts, get_training_dicts
+from psis_d2.data import get_dataset_dicts, get_training_dicts
 from psis_d2.data.coco import register_coco_json
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import grabcut_masks
+from psis_d2.data.grabcut import GrabCut, grabcut_masks
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.errors import UserError
 
@@ -169,13 +168,13 @@ def parts_in(folder) -> list[Path]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("psis_d2.data.grabcut_cache._IMAGES_A_PART", 2)
+    monkeypatch.setattr("psis_d2.data.grabcut.cache._IMAGES_A_PART", 2)
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """Image ids that GrabCut is called for; one of them can be made to fail."""
-    import psis_d2.data.grabcut_cache as module
+    import psis_d2.data.grabcut.cache as module
 
     calls, bad = [], []
     segment = module._segment
@@ -244,7 +243,7 @@ def test_an_interrupted_call_continues(paint_dataset, tmp_path, small_parts, cou
 
 def test_two_processes_share_the_work(paint_dataset, tmp_path, small_parts, counted, monkeypatch):
     """What another process finishes in the meantime is not made again."""
-    import psis_d2.data.grabcut_cache as module
+    import psis_d2.data.grabcut.cache as module
 
     monkeypatch.setattr(os, "getpid", lambda: 0)  # begins with the first part, of two images
     dicts = get_dataset_dicts(paint_dataset("grab_share"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
+from psis_d2.data.coco import load_coco
 from psis_d2.data.fewshot import register_few_shots
 from psis_d2.data.splits import SHAPES_SEEN_NAMES, SHAPES_UNSEEN_NAMES
 from psis_d2.errors import UserError
@@ -19,9 +20,6 @@ def _prepare_partial_shapes(folder: str) -> None:
 
 
 def _load_partial_shapes(folder: str, json_file: str, image_root: str, name: str) -> list[dict]:
-    # Imported late: psis_d2.data imports this package.
-    from psis_d2.data.coco import load_coco
-
     _prepare_partial_shapes(folder)
     return load_coco(json_file, image_root, name)
 
@@ -62,8 +60,6 @@ def _require_visual_genome(json_file: str) -> None:
 
 
 def _load_visual_genome(json_file: str, image_root: str, name: str) -> list[dict]:
-    from psis_d2.data.coco import load_coco
-
     _require_visual_genome(json_file)
     return load_coco(json_file, image_root, name)
 

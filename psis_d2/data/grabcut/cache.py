@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
-from psis_d2.data.grabcut import FALLBACKS, OUTSIDE, GrabCut, encode_mask
+from psis_d2.data.grabcut.cut import FALLBACKS, OUTSIDE, GrabCut, encode_mask
 from psis_d2.data.images import read_image
 from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
