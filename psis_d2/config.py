@@ -14,6 +14,7 @@ def add_psis_config(cfg: CN) -> None:
         cfg: the node returned by :func:`detectron2.config.get_cfg`.
     """
     cfg.PSIS = CN()
+    _add_data_config(cfg)
 
     # ---- supervision: which instances may show their mask to training --------------------------
     # The split: voc | nonvoc | shapes | shapes-swapped | all | auto | random-K-SEED | a text file
@@ -111,6 +112,21 @@ def add_psis_config(cfg: CN) -> None:
     # Measure masks again on overlapped objects alone, whose boxes another object's mask fills to at
     # least this share; 0.0 = do not (Zhao et al., Tab. 2: 0.3).
     cfg.TEST.OVERLAP = 0.0
+
+
+def _add_data_config(cfg: CN) -> None:
+    """How data is read and checked."""
+    # Look for every image file before the first iteration; a late miss costs the run.
+    cfg.DATALOADER.CHECK_FILES = True
+    # Annotations with iscrowd 1: "ignore" = regions, as COCO means them | "instances" = objects,
+    # as CVAT exports painted masks.
+    cfg.PSIS.CROWDS = "ignore"
+    # Names of the model's classes, which categories are matched with; [] = those of the first data
+    # set.
+    cfg.PSIS.CLASSES = []
+    # Values that become black and white in images of 16 bits or floats, such as [0, 4095] for 12
+    # bits; [] = the whole range of 16 bits, 0 to 1 for floats.
+    cfg.PSIS.PIXEL_RANGE = []
 
 
 def _add_grabcut_config(cfg: CN) -> None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import difflib
 
-from psis_d2.data.coco import load_categories, load_coco
-from psis_d2.data.supervision import clean_annotations
+from psis_d2.data.coco import CocoReader, load_categories, load_coco
+from psis_d2.data.records import usable_records
 from psis_d2.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+# Whose functions read a json as Detectron2 does, which drops objects with a malformed mask.
+_DETECTRON2_READER = "detectron2.data.datasets.coco"
 
-def get_dataset_dicts(name: str) -> list[dict]:
-    """Read a registered data set, masks cleaned (see :mod:`psis_d2.data.supervision`).
 
-    A data set with a COCO-format json is read by :func:`psis_d2.data.coco.load_coco`, any other by
-    what it registered; its annotations without ``id`` are then numbered from 1 in order.
+def get_dataset_dicts(name: str, crowds: str = "ignore") -> list[dict]:
+    """Read a registered data set, checked and cleaned (:mod:`psis_d2.data.records`).
+
+    What a registered function returns is used as it is returned, and checked as a json is. Only
+    data sets of :func:`~psis_d2.data.coco.register_coco_json` and of Detectron2's
+    ``register_coco_instances`` are read by :func:`psis_d2.data.coco.load_coco`.
 
     Args:
         name: a name in Detectron2's ``DatasetCatalog``.
+        crowds: see :func:`~psis_d2.data.records.usable_records`.
 
     Returns:
         Detectron2's standard dataset dicts.
@@ -28,22 +33,34 @@ def get_dataset_dicts(name: str) -> list[dict]:
         UserError: the name is unknown or the data is not as it must be.
     """
     metadata = prepare_dataset(name)
-    if _has_coco_json(metadata):
-        return load_coco(metadata.json_file, metadata.image_root, name)
-    dicts = list(DatasetCatalog.get(name))
-    for record in dicts:
-        missing = {"file_name", "image_id", "height", "width"} - record.keys()
-        if missing:
-            raise UserError(
-                f"Data set '{name}' has an image without {' and '.join(sorted(missing))}: "
-                f"{record.get('file_name', record.get('image_id'))}; add it to what the data set "
-                "registers."
-            )
-    annotations = (a for record in dicts for a in record.get("annotations", ()))
-    for number, annotation in enumerate(annotations, start=1):
-        annotation.setdefault("id", number)
-    clean_annotations(dicts)
-    return dicts
+    reader = coco_reader(name)
+    if reader is not None:  # not called, which would prepare its files once more
+        return load_coco(reader.json_file, reader.image_root, name, crowds)
+    dicts = _call(name)
+    class_names = metadata.get("thing_classes")
+    return usable_records(dicts, f"data set '{name}'", class_names, crowds=crowds)
+
+
+def coco_reader(name: str) -> CocoReader | None:
+    """The reader of a registered data set that is nothing but a COCO-format json, else None."""
+    function = DatasetCatalog[name]
+    if isinstance(function, CocoReader):
+        return function
+    if getattr(function, "__module__", None) != _DETECTRON2_READER:
+        return None
+    metadata = MetadataCatalog.get(name)
+    return CocoReader(metadata.json_file, metadata.image_root, name)
+
+
+def _call(name: str):
+    """What a registered function returns; a library that it lacks is one sentence."""
+    try:
+        return DatasetCatalog.get(name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Data set '{name}' needs the library {error.name}, which is not installed; run: pip "
+            f"install {error.name}"
+        ) from error
 
 
 def get_class_names(name: str) -> list[str]:
@@ -57,9 +74,10 @@ def get_class_names(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:
         metadata = prepare_dataset(name)
-        if _has_coco_json(metadata):
-            return load_categories(metadata.json_file, name)
-        DatasetCatalog.get(name)
+        reader = coco_reader(name)
+        if reader is not None:
+            return load_categories(reader.json_file, name)
+        _call(name)
     if metadata.get("thing_classes") is None:
         raise UserError(
             f"Data set '{name}' has no category names; set thing_classes in its metadata."
@@ -91,11 +109,3 @@ def prepare_dataset(name: str) -> Metadata:
     if prepare is not None:
         prepare()
     return metadata
-
-
-def _has_coco_json(metadata) -> bool:
-    return (
-        metadata.get("json_file") is not None
-        and metadata.get("image_root") is not None
-        and metadata.get("evaluator_type", "coco") == "coco"
-    )

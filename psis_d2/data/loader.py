@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 
-from psis_d2.data.classes import check_same_classes, get_model_dicts
+from psis_d2.data.classes import get_model_dicts
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.data.samplers import TrainingBatches
 from psis_d2.data.training_set import get_training_dicts
@@ -14,7 +14,7 @@ from psis_d2.errors import UserError
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, MetadataCatalog
+from detectron2.data import DatasetFromList
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
@@ -81,15 +81,11 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
         A finite iterable, with ``len()``, of lists of one mapped sample.
 
     Raises:
-        UserError: the data is not usable, or its categories are not those of the training data
-            (where those are known).
+        UserError: the data is not usable, or has a category that is none of the model's classes.
     """
     dicts = get_model_dicts(cfg, name)
     if not dicts:
         raise UserError(f"Data set '{name}' has no images to evaluate on.")
-    for train_name in cfg.DATASETS.TRAIN if not cfg.PSIS.CATEGORY_MAP else ():
-        if MetadataCatalog.get(train_name).get("thing_classes") is not None:
-            check_same_classes(train_name, name)
     mapper = PartialMaskMapper(cfg, is_train=False, with_boxes=with_boxes)
     return Loader(
         SeededDataset(dicts, mapper, seed=0),

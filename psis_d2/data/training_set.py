@@ -6,8 +6,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-from psis_d2.data.catalog import get_class_names, get_dataset_dicts, prepare_dataset
-from psis_d2.data.classes import check_same_classes, get_model_class_ids, get_model_dicts
+from psis_d2.data.catalog import coco_reader, get_dataset_dicts, prepare_dataset
+from psis_d2.data.classes import get_model_class_ids, get_model_class_names, get_model_dicts
 from psis_d2.data.grabcut.cache import cached_grabcut_masks
 from psis_d2.data.joint import read_category_map
 from psis_d2.data.splits import resolve_seen_classes
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MISSING_MASKS = ("none", "grabcut")
 
 
-def get_training_dicts(cfg) -> list[dict]:
+def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
     """Read all of ``DATASETS.TRAIN`` and remove the masks that training may not see.
 
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
@@ -37,6 +37,11 @@ def get_training_dicts(cfg) -> list[dict]:
     Images without instances are dropped if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but
     ``PSIS.TRAIN_IMAGE_FRACTION`` of the others before anything else looks at them. One log line
     counts the masks.
+
+    Args:
+        cfg: the config.
+        add_missing: whether objects without a mask get that of ``PSIS.MISSING_MASKS``, which may
+            take long.
 
     Raises:
         UserError: there is nothing to train on, the data sets have different categories, or a
@@ -48,10 +53,7 @@ def get_training_dicts(cfg) -> list[dict]:
     check_choice("PSIS.MISSING_MASKS", cfg.PSIS.MISSING_MASKS, MISSING_MASKS)
     parts = {name: get_model_dicts(cfg, name) for name in names}
     dicts = [record for part in parts.values() for record in part]
-    class_names = get_class_names(names[0])
-    if not cfg.PSIS.CATEGORY_MAP:
-        for name in names[1:]:
-            check_same_classes(names[0], name)
+    class_names = get_model_class_names(cfg)
     if cfg.PSIS.TRAIN_CLASSES != "all":
         trained = resolve_seen_classes(
             cfg.PSIS.TRAIN_CLASSES,
@@ -62,14 +64,17 @@ def get_training_dicts(cfg) -> list[dict]:
         )
         keep_classes(dicts, trained)
         logger.info("training on %d of %d categories", len(trained), len(class_names))
+    crowds = sum(a["iscrowd"] for record in dicts for a in record["annotations"])
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = len(dicts)
         dicts = [record for record in dicts if _has_instances(record)]
         if len(dicts) < before:
             logger.info("%d images without instances are left out", before - len(dicts))
     if not dicts:
+        hint = f" ({crowds} crowd regions; PSIS.CROWDS instances takes them as instances)"
         raise UserError(
-            f"The training data ({', '.join(names)}) has no images with instances to train on."
+            f"The training data ({', '.join(names)}) has no images with instances to train on"
+            f"{hint * bool(crowds)}."
         )
 
     dicts = _training_share(cfg, dicts)
@@ -86,7 +91,7 @@ def get_training_dicts(cfg) -> list[dict]:
         "" if images is None else f", {len(images)} of {len(dicts)} images with masks",
         total.with_mask,
     )
-    if cfg.PSIS.MISSING_MASKS == "grabcut":
+    if add_missing and cfg.PSIS.MISSING_MASKS == "grabcut":
         # A data set at a time: ids are unique only within one.
         for name, part in parts.items():
             add_masks(part, cached_grabcut_masks(cfg, part, name))
@@ -105,19 +110,8 @@ def seen_ids_for(cfg) -> list[int]:
     masked = None
     if cfg.PSIS.SEEN_CLASSES == "auto":
         masked = set().union(*(_masked_classes_of(cfg, name) for name in cfg.DATASETS.TRAIN))
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if cfg.PSIS.CATEGORY_MAP:
-        names = names[:1]  # the others have other classes
-    failure = UserError("DATASETS.TRAIN and DATASETS.TEST are empty; name a data set.")
-    for name in names:
-        try:
-            class_names = get_class_names(name)
-        except UserError as error:
-            # A trained model is evaluated also where its training data is not.
-            failure = error if name == names[0] else failure
-            continue
-        return _resolve_seen(cfg, class_names, masked, name)
-    raise failure
+    class_names = get_model_class_names(cfg)
+    return _resolve_seen(cfg, class_names, masked, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
 
 
 def _resolve_seen(cfg, class_names: Sequence[str], masked, name: str) -> list[int]:
@@ -135,21 +129,21 @@ _masked_classes: dict[tuple, frozenset[int]] = {}
 
 def _masked_classes_of(cfg, name: str) -> set[int]:
     """The model's classes that have masks in a data set."""
-    own = _own_masked_classes_of(name)
+    own = _own_masked_classes_of(name, cfg.PSIS.CROWDS)
     class_ids = get_model_class_ids(cfg, name)
     return set(own) if class_ids is None else {class_ids[i] for i in own} - {None}
 
 
-def _own_masked_classes_of(name: str) -> frozenset[int]:
+def _own_masked_classes_of(name: str, crowds: str) -> frozenset[int]:
     """Categories with masks, remembered as long as the json stays the same file."""
-    json_file = prepare_dataset(name).get("json_file")
-    stamp = None
-    if json_file is not None and os.path.isfile(json_file):
-        stat = os.stat(json_file)
-        stamp = (json_file, stat.st_mtime_ns, stat.st_size)
-    key = (name, stamp)
-    if stamp is None or key not in _masked_classes:
-        _masked_classes[key] = frozenset(masked_classes(get_dataset_dicts(name)))
+    prepare_dataset(name)
+    reader = coco_reader(name)
+    if reader is None or not os.path.isfile(reader.json_file):
+        return frozenset(masked_classes(get_dataset_dicts(name, crowds)))
+    stat = os.stat(reader.json_file)
+    key = (name, crowds, reader.json_file, stat.st_mtime_ns, stat.st_size)
+    if key not in _masked_classes:
+        _masked_classes[key] = frozenset(masked_classes(get_dataset_dicts(name, crowds)))
     return _masked_classes[key]
 
 

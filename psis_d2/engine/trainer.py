@@ -228,7 +228,13 @@ def build_grabcut_model(
         dicts = get_dataset_dicts(name)
         restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
         masks = cached_grabcut_masks(cfg, dicts, name)
-    return GrabCutModel(model, GrabCut.from_config(cfg), masks, cfg.PSIS.GRABCUT.THREADS)
+    return GrabCutModel(
+        model,
+        GrabCut.from_config(cfg),
+        masks,
+        cfg.PSIS.GRABCUT.THREADS,
+        pixel_range=cfg.PSIS.PIXEL_RANGE,
+    )
 
 
 def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:

@@ -57,9 +57,9 @@ def test_auto_reads_the_json_once_and_again_after_a_change(toy, monkeypatch):
     toy.PSIS.SEEN_CLASSES = "auto"
     reads = []
 
-    def read(name):
+    def read(name, crowds):
         reads.append(name)
-        return get_dataset_dicts(name)
+        return get_dataset_dicts(name, crowds)
 
     monkeypatch.setattr(training_set, "get_dataset_dicts", read)
     assert seen_ids_for(toy) == seen_ids_for(toy) == [0, 1]
