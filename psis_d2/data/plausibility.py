@@ -200,7 +200,7 @@ def _is_one_piece(record: dict, annotation: dict) -> bool:
     seen = np.asarray(picture) >= 128
     if not seen.any():
         return False
-    picture = Image.fromarray(seen.astype(np.uint8))
+    picture = Image.fromarray(seen.astype(np.uint8)).copy()  # its own memory, to be drawn in
     row, column = np.argwhere(seen)[0]
     ImageDraw.floodfill(picture, (int(column), int(row)), 0)
     return not np.asarray(picture).any()

@@ -46,7 +46,9 @@ def read_segmentation(segmentation, height: int, width: int) -> tuple[list | dic
         segmentation = segmentation.tolist()
     pieces = _pieces(segmentation)
     if pieces is None:
-        return None, int(segmentation is not None)
+        # An empty text is one more way in which tools write "no mask".
+        nothing = segmentation is None or (isinstance(segmentation, str) and not segmentation)
+        return None, int(not nothing)
     reach = _REACH * max(height, width)
     good = [piece for piece in map(_polygon, pieces) if _is_polygon(piece, reach)]
     bad = len(pieces) - len(good)
@@ -72,7 +74,7 @@ def _pieces(segmentation) -> list | None:
         segmentation = segmentation.tolist()
     if not isinstance(segmentation, (list, tuple)):
         return None
-    # [[]] is one more way in which tools write "no mask".
+    # So is [[]].
     pieces = [piece for piece in segmentation if not _is_empty(piece)]
     if pieces and all(map(_is_number, pieces)):
         return [pieces]  # a polygon without a list around it

@@ -60,7 +60,13 @@ USABLE = {
     "size as tuple": {**UNCOMPRESSED, "size": (HEIGHT, WIDTH)},
 }
 
-ABSENT = {"null": None, "empty list": [], "list of an empty list": [[]], "empty dict": {}}
+ABSENT = {
+    "null": None,
+    "empty list": [],
+    "list of an empty list": [[]],
+    "empty dict": {},
+    "empty text": "",
+}
 
 BAD = {
     "two points": [[1, 1, 4, 4]],
