@@ -61,6 +61,7 @@ def add_psis_config(cfg: CN) -> None:
 def psis_keys() -> Mapping[str, Key]:
     """The keys that :func:`add_psis_config` adds, by full name."""
     keys: dict[str, Key] = {}
+    _add_data_config(keys)
     _add_run_config(keys)
     _add_grabcut_config(keys)
     _add_region_config(keys)
@@ -178,6 +179,23 @@ def _add_solver_and_test_config(keys: dict[str, Key]) -> None:
     # Measure masks again on overlapped objects alone, whose boxes another object's mask fills to at
     # least this share; 0.0 = do not (Zhao et al., Tab. 2: 0.3).
     node.OVERLAP = 0.0, number(0.0, 1.0)
+
+
+def _add_data_config(keys: dict[str, Key]) -> None:
+    """How data is read and checked."""
+    node = Keys(keys, "DATALOADER", of_model=False)
+    # Look for every image file before the first iteration; a late miss costs the run.
+    node.CHECK_FILES = True, flag()
+    node = Keys(keys, "PSIS", of_model=False)
+    # Annotations with iscrowd 1: "ignore" = regions, as COCO means them | "instances" = objects,
+    # as CVAT exports painted masks.
+    node.CROWDS = "ignore", one_of("ignore", "instances")
+    # Names of the model's classes, which categories are matched with; [] = those of the first data
+    # set.
+    node.CLASSES = [], list_of(text())
+    # Values that become black and white in images of 16 bits or floats, such as [0, 4095] for 12
+    # bits; [] = the whole range of 16 bits, 0 to 1 for floats.
+    node.PIXEL_RANGE = [], list_of(number())
 
 
 def _add_grabcut_config(keys: dict[str, Key]) -> None:

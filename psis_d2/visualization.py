@@ -6,14 +6,15 @@ here are RGB uint8 ``[H, W, 3]``.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Collection, Sequence
 
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
+
+cv2 = require("cv2")
 
 # Cool colors for seen categories and warm ones for unseen categories.
 SEEN_COLORS = ((46, 204, 113), (52, 152, 255), (0, 206, 201), (116, 125, 255), (152, 224, 60))
@@ -430,17 +431,9 @@ def save_png(path: str, image: np.ndarray) -> None:
     ok, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))
     if not ok:
         raise RuntimeError("OpenCV failed to encode a PNG image.")
-    path = os.path.abspath(path)
-    scratch = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            with open(scratch, "wb") as file:
-                file.write(data.tobytes())
-            os.replace(scratch, path)
-        finally:
-            if os.path.exists(scratch):
-                os.remove(scratch)
+        with written_at_once(path, binary=True) as file:
+            file.write(data.tobytes())
     except OSError as error:
         raise UserError(
             f"Cannot write the picture {path} ({error.strerror or error}); choose a path that is "

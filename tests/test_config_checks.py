@@ -208,7 +208,7 @@ def test_renamed_keys_lead_to_keys():
 
 def test_choices_are_those_of_the_code():
     """The table and the functions that read the keys agree on what there is."""
-    from psis_d2.data.build import MISSING_MASKS
+    from psis_d2.data.training_set import MISSING_MASKS
     from psis_d2.engine.stages import PARTS
     from psis_d2.engine.trainer import TEST_BOXES, TEST_MASKS
     from psis_d2.modeling.condinst.mask_head import LOSSES

@@ -1,5 +1,7 @@
 """Pictures of predictions."""
 
+import os
+
 import psis_d2  # noqa: F401  (before detectron2)
 from psis_d2 import visualization
 from psis_d2.errors import UserError
@@ -207,7 +209,7 @@ class TestSavePng:
         def fail(*args):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(visualization.os, "replace", fail)
+        monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(UserError, match="No space left"):
             save_png(str(path), 255 - image)
         assert path.read_bytes() == before

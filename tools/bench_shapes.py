@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psis_d2  # noqa: F401
-from psis_d2.data.build import get_dataset_dicts
+from psis_d2.data.catalog import get_dataset_dicts
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.evaluation import box_fill_results
 from psis_d2.evaluation.results_page import CLAIMS, Row, expected_results, hardware, render_page

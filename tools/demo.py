@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
-from psis_d2.data.build import build_test_loader, get_dataset_dicts, seen_ids_for
+from psis_d2.data import build_test_loader, get_dataset_dicts, seen_ids_for
 from psis_d2.engine import Trainer
 from psis_d2.engine.progress import ProgressLine
 from psis_d2.engine.setup import build_config, choose_gpus, prepare_data

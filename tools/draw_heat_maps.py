@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
-from psis_d2.data.build import build_test_loader, get_class_names, get_dataset_dicts, seen_ids_for
+from psis_d2.data import build_test_loader, get_class_names, get_dataset_dicts, seen_ids_for
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.engine import Trainer
 from psis_d2.engine.given_boxes import GivenBoxModel

@@ -13,7 +13,7 @@ import json
 import os
 
 import psis_d2  # noqa: F401
-from psis_d2.data.build import prepare_dataset
+from psis_d2.data.catalog import coco_reader, prepare_dataset
 from psis_d2.data.fewshot import draw_few_shots, few_shot_json
 from psis_d2.errors import UserError, exit_on_user_error
 from psis_d2.evaluation.base import write_json
@@ -48,9 +48,11 @@ def main(argv: list[str] | None = None) -> None:
 
     json_file = args.json
     if args.dataset:
-        json_file = prepare_dataset(args.dataset).get("json_file")
-        if json_file is None:
+        prepare_dataset(args.dataset)
+        reader = coco_reader(args.dataset)
+        if reader is None:
             raise UserError(f"Data set '{args.dataset}' has no json; draw from --json FILE.")
+        json_file = reader.json_file
     content, drawn = draw_few_shots(json_file, args.novel, args.shots, args.seed)
     out = args.out or few_shot_json(json_file, args.novel, args.shots, args.seed)
     if os.path.lexists(out) and not is_same(out, content):

@@ -14,10 +14,9 @@ import logging
 from pathlib import Path
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import get_class_names, get_dataset_dicts, prepare_dataset
-from psis_d2.data.coco import register_coco_json
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import cache_folder, grabcut_masks
+from psis_d2.data.catalog import coco_reader, get_class_names, get_dataset_dicts, prepare_dataset
+from psis_d2.data.coco import match_annotations, register_coco_json
+from psis_d2.data.grabcut import GrabCut, cache_folder, grabcut_masks
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import masked_classes, restrict_masks
 from psis_d2.errors import UserError, exit_on_user_error
@@ -62,32 +61,22 @@ def convert(args: argparse.Namespace) -> int:
     name = args.dataset or f"grabcut:{args.json}"
     if args.json:
         register_coco_json(name, args.json, args.images)
-    json_file = prepare_dataset(name).get("json_file")
-    if json_file is None:
+    prepare_dataset(name)
+    reader = coco_reader(name)
+    if reader is None:
         raise UserError(f"Data set '{name}' has no COCO-format json; give --json and --images.")
     dicts = get_dataset_dicts(name)
     seen = resolve_seen_classes(
         args.seen, get_class_names(name), masked_classes=masked_classes(dicts), dataset_name=name
     )
     restrict_masks(dicts, seen)
-    unseen = {
-        (record["image_id"], annotation["id"])
-        for record in dicts
-        for annotation in record["annotations"]
-        if annotation["category_id"] not in seen
-    }
     for record in dicts:
-        record["annotations"] = [
-            a for a in record["annotations"] if (record["image_id"], a["id"]) in unseen
-        ]
+        record["annotations"] = [a for a in record["annotations"] if a["category_id"] not in seen]
     settings = GrabCut(args.iterations, args.context, args.max_side)
     masks = grabcut_masks(dicts, name, args.cache, settings, args.threads)
 
-    content = json.loads(Path(json_file).read_text(encoding="utf-8-sig"))
-    for annotation in content["annotations"]:
-        key = annotation["image_id"], annotation["id"]
-        if key not in unseen:
-            continue
+    content = json.loads(Path(reader.json_file).read_text(encoding="utf-8-sig"))
+    for key, annotation in match_annotations(dicts, content["annotations"]).items():
         annotation.pop("segmentation", None)
         # COCO's area is the mask's.
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]

@@ -13,7 +13,7 @@ import argparse
 import logging
 import sys
 
-from psis_d2.data.build import get_class_names
+from psis_d2.data.catalog import get_class_names
 from psis_d2.data.shape_priors import make_shape_priors, save_shape_priors
 from psis_d2.engine.setup import add_data_arguments, build_config, prepare_data
 from psis_d2.errors import exit_on_user_error

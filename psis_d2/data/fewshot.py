@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Collection, Iterable
 
-from psis_d2.data.coco import load_coco, register_coco_json
+from psis_d2.data.coco import load_coco, match_annotations, register_coco_json
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.errors import UserError
 
@@ -96,7 +96,8 @@ def draw_few_shots(
     chosen = {annotation_id for ids in drawn.values() for annotation_id in ids}
     with open(json_file, encoding="utf-8-sig") as file:
         content = json.load(file)
-    annotations = [a for a in content["annotations"] if a["id"] in chosen]
+    entries = match_annotations(dicts, content["annotations"])
+    annotations = [entry for (_, key), entry in entries.items() if key in chosen]
     images = {a["image_id"] for a in annotations}
     few = {
         "info": {
@@ -127,15 +128,15 @@ def register_few_shots(dataset: str, novel: str) -> None:
             if name in DatasetCatalog:
                 continue
             json_file = few_shot_json(metadata.json_file, novel, shots, seed)
-            register_coco_json(name, json_file, metadata.image_root)
             command = (
                 f"python tools/make_fewshot.py --dataset {dataset} --novel {novel} "
                 f"--shots {shots} --seed {seed}"
             )
+            prepare = functools.partial(_require, json_file, command)
+            register_coco_json(name, json_file, metadata.image_root, prepare)
             MetadataCatalog.get(name).set(
                 thing_classes=metadata.thing_classes,
                 thing_dataset_id_to_contiguous_id=metadata.thing_dataset_id_to_contiguous_id,
-                psis_prepare=functools.partial(_require, json_file, command),
             )
 
 

@@ -6,21 +6,21 @@ are cut out by their boxes, so that a prior fills a box. A file of them says wha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import uuid
 import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psis_d2.data.build import get_class_names, get_training_dicts, seen_ids_for
+from psis_d2.data.catalog import get_class_names
+from psis_d2.data.training_set import get_training_dicts, seen_ids_for
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
@@ -68,6 +68,7 @@ def mask_in_box(annotation: dict, side: int = SIDE) -> np.ndarray:
         to_pixel = np.array(
             [[step_x, 0, x0 + step_x / 2 - 0.5], [0, step_y, y0 + step_y / 2 - 0.5]]
         )
+        cv2 = require("cv2")
         flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         mask = cv2.warpAffine(mask_util.decode(segmentation), to_pixel, (fine, fine), flags=flags)
     else:
@@ -103,15 +104,14 @@ def cluster_masks(masks: np.ndarray, num_priors: int, seed: int, what: str) -> n
             "be made; lower PSIS.SHAPEMASK.NUM_PRIORS or give more masks."
         )
     # Imported late: nothing else needs scikit-learn, which is slow to import.
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    kmeans = KMeans(num_priors, n_init=1, max_iter=_MAX_ITERATIONS, random_state=seed)
+    convergence_warning = require("sklearn.exceptions").ConvergenceWarning
+    kmeans = require("sklearn.cluster").KMeans(
+        num_priors, n_init=1, max_iter=_MAX_ITERATIONS, random_state=seed
+    )
     # Threads add up in any order, and the last bits of the centroids would differ.
-    with threadpool_limits(1), warnings.catch_warnings():
+    with require("threadpoolctl").threadpool_limits(1), warnings.catch_warnings():
         # Masks that are all alike make fewer clusters; the rest are copies and do no harm.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", convergence_warning)
         kmeans.fit(masks.reshape(len(masks), -1))
     sizes = np.bincount(kmeans.labels_, minlength=num_priors)
     centroids = kmeans.cluster_centers_[np.argsort(-sizes, kind="stable")]
@@ -192,17 +192,10 @@ def save_shape_priors(path: str, shape_priors: ShapePriors) -> None:
     Raises:
         UserError: the path cannot be written.
     """
-    scratch = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        try:
-            with open(scratch, "wb") as file:
-                provenance = json.dumps(shape_priors.provenance, indent=1)
-                np.savez(file, priors=shape_priors.priors, provenance=np.array(provenance))
-            os.replace(scratch, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(scratch)
+        with written_at_once(path, binary=True) as file:
+            provenance = json.dumps(shape_priors.provenance, indent=1)
+            np.savez(file, priors=shape_priors.priors, provenance=np.array(provenance))
     except OSError as error:
         raise UserError(
             f"Cannot write the shape priors {path} ({error.strerror or error}); choose a path that "

@@ -1,7 +1,7 @@
 """Segment the boxes that a detector found by GrabCut, in place of a mask head."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from psis_d2.data.grabcut import GrabCut
@@ -25,6 +25,7 @@ class GrabCutModel(nn.Module):
         masks: {(image id, annotation id): RLE} of boxes whose masks are known already; they are
             taken for predictions with ``gt_ids``.
         threads: boxes that are cut at a time; 0 = one a core.
+        pixel_range: see :func:`~psis_d2.data.images.read_pixels`.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class GrabCutModel(nn.Module):
         grabcut: GrabCut,
         masks: Mapping[tuple, dict] | None = None,
         threads: int = 0,
+        pixel_range: Sequence[float] = (),
     ):
         super().__init__()
         self.model = model
         self.grabcut = grabcut
         self.masks = masks or {}
+        self.pixel_range = pixel_range
         self.pool = ThreadPoolExecutor(threads or os.cpu_count())
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
@@ -65,7 +68,7 @@ class GrabCutModel(nn.Module):
             else:
                 masks[row] = mask_util.decode(known)
         if open_rows:
-            image = read_image(item, "BGR")
+            image = read_image(item, "BGR", self.pixel_range)
             boxes = instances.pred_boxes.tensor.tolist()
             cuts = self.pool.map(lambda row: self.grabcut(image, boxes[row])[0], open_rows)
             for row, mask in zip(open_rows, cuts, strict=True):

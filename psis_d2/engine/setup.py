@@ -8,13 +8,8 @@ import tempfile
 from psis_d2.config import add_psis_config
 from psis_d2.config_files import check_part_options, merge_file, merge_options
 from psis_d2.config_rules import check_config
-from psis_d2.data.build import (
-    get_class_names,
-    get_model_class_ids,
-    get_model_class_names,
-    get_training_dicts,
-    prepare_dataset,
-)
+from psis_d2.data.checks import check_data
+from psis_d2.data.classes import check_classes, get_model_class_names
 from psis_d2.data.coco import register_coco_json
 from psis_d2.engine.expectations import settle_expectations
 from psis_d2.engine.model_keys import check_model
@@ -23,7 +18,6 @@ from psis_d2.modeling.mask_heads.base import prepare_mask_head
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -141,11 +135,12 @@ def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
             register_coco_json(name, json_file, images)
             files[name] = [_absolute(json_file), _absolute(images)]
             cfg.DATASETS[key] = (name,)
-            num_classes = len(get_class_names(name))
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
-            cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
             if split == "train":
                 cfg.PSIS.SEEN_CLASSES = "auto"
+    if getattr(args, "train_json", None) or getattr(args, "val_json", None):
+        num_classes = len(get_model_class_names(cfg))
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+        cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     if getattr(args, "train_json", None) and not getattr(args, "val_json", None):
         logger.warning("No --val-json: nothing will be evaluated.")
         cfg.DATASETS.TEST = ()
@@ -157,68 +152,17 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def check_classes(cfg: CfgNode) -> None:
-    """All data sets of a config must have the model's number of classes, and the same ones.
-
-    With ``PSIS.CATEGORY_MAP``, they may have others that it leads to the model's.
-
-    Raises:
-        UserError: if not.
-    """
-    if cfg.PSIS.CATEGORY_MAP:
-        _check_mapped_classes(cfg)
-        return
-    first = None
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = list(MetadataCatalog.get(name).get("thing_classes", []))
-        if not classes:  # known only once it has been read
-            continue
-        if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise UserError(
-                f"The data set {name} has {len(classes)} classes, the model "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES to the former."
-            )
-        if first is not None and classes != first[1]:
-            differing = [f"{a} / {b}" for a, b in zip(first[1], classes, strict=True) if a != b]
-            raise UserError(
-                f"The data sets {first[0]} and {name} name their classes differently "
-                f"({', '.join(differing[:5])}); make their categories agree."
-            )
-        first = first or (name, classes)
-
-
-def _check_mapped_classes(cfg: CfgNode) -> None:
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    if not names:
-        return
-    num_classes = len(get_model_class_names(cfg))
-    if num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise UserError(
-            f"The data set {names[0]} gives the model {num_classes} classes, but it has "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES to the former."
-        )
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PartialRPN":
-        raise UserError(
-            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} would take objects "
-            "that are not annotated for background; use PartialRPN with PSIS.CATEGORY_MAP."
-        )
-    for name in names:
-        get_model_class_ids(cfg, name)  # says what is wrong with the map
-
-
 def prepare_data(cfg: CfgNode, training: bool = True) -> None:
     """Make what a config needs and is not there: data sets, GrabCut masks, what its head prepares.
 
-    Called once before several processes start, which would otherwise each make them.
+    All data is read and checked first. Called once before several processes start, which would
+    otherwise each make them.
 
     Args:
         cfg: the config.
         training: whether the run will train.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        prepare_dataset(name)
-    if training and cfg.PSIS.MISSING_MASKS != "none":
-        get_training_dicts(cfg)
+    check_data(cfg, training)
     if training:
         prepare_mask_head(cfg)
 

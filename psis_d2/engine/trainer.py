@@ -7,16 +7,12 @@ import weakref
 from collections import OrderedDict
 
 from psis_d2.config_rules import check_config
-from psis_d2.data.build import (
-    build_test_loader,
-    build_train_loader,
-    get_dataset_dicts,
-    get_model_class_ids,
-    seen_ids_for,
-)
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import cached_grabcut_masks
+from psis_d2.data.catalog import get_dataset_dicts
+from psis_d2.data.classes import get_model_class_ids
+from psis_d2.data.grabcut import GrabCut, cached_grabcut_masks
+from psis_d2.data.loader import build_test_loader, build_train_loader
 from psis_d2.data.supervision import restrict_masks
+from psis_d2.data.training_set import seen_ids_for
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
@@ -248,7 +244,13 @@ def build_grabcut_model(
         dicts = get_dataset_dicts(name)
         restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
         masks = cached_grabcut_masks(cfg, dicts, name)
-    return GrabCutModel(model, GrabCut.from_config(cfg), masks, cfg.PSIS.GRABCUT.THREADS)
+    return GrabCutModel(
+        model,
+        GrabCut.from_config(cfg),
+        masks,
+        cfg.PSIS.GRABCUT.THREADS,
+        pixel_range=cfg.PSIS.PIXEL_RANGE,
+    )
 
 
 def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:

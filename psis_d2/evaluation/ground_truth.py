@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass
 
-from psis_d2.data.build import get_class_names, get_dataset_dicts
+from psis_d2.data.catalog import get_class_names, get_dataset_dicts
 from psis_d2.errors import UserError
 
 import numpy as np

@@ -62,6 +62,7 @@ def test_dicts_are_detectron2s_standard_with_the_annotation_id(write_json):
                     "category_id": 1,
                     "iscrowd": 0,
                     "segmentation": [TRIANGLE],
+                    "area": 6.0,
                 },
                 {
                     "id": 5,
@@ -132,8 +133,8 @@ ANNOTATION_ERRORS = {
     "category in text": (annotation(77, category_id="3"), "Annotation 77 .* category id '3'"),
     "category as list": (annotation(77, category_id=[3]), r"Annotation 77 .* category id \[3\]"),
     "same id": (annotation(1), "two annotations with id 1"),
-    "no id": (annotation(...), "Annotation number 2 .* has no integer id"),
-    "id in text": (annotation("x1"), "Annotation number 2 .* has no integer id"),
+    "id as list": (annotation([2]), r"Annotation number 2 .* the id \[2\], which is neither"),
+    "id as flag": (annotation(True), "Annotation number 2 .* the id True, which is neither"),
     "no box": (annotation(77, bbox=...), "Annotation 77 .* has no usable bbox"),
     "null box": (annotation(77, bbox=None), "Annotation 77 .* has no usable bbox"),
     "three numbers": (annotation(77, bbox=[1, 2, 3]), "Annotation 77 .* four finite numbers"),
@@ -179,7 +180,7 @@ def test_image_errors(write_json, case):
 CATEGORY_ERRORS = {
     "none": ([], "lists no categories"),
     "same id": ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories with id 1"),
-    "same name": ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "or name 'a'"),
+    "same name": ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "the name 'a'"),
     "no name": ([{"id": 1}], "a category without an integer id and a name"),
 }
 
@@ -195,7 +196,9 @@ def test_category_errors(write_json, case):
 CONTENT_ERRORS = {
     "cut off": ('{"images": [', "instances.json is not valid JSON: .*may be cut off"),
     "a list": ("[]", "instances.json is not in COCO format: it must hold an object"),
-    "no annotations": ('{"images": [], "categories": []}', "a list of objects named annotations"),
+    "no images": ('{"annotations": [], "categories": []}', "a list of objects named images"),
+    "thousands of digits": ('{"images": [' + "9" * 5000, "is not valid JSON"),
+    "brackets in brackets": ("[" * 100_000, "is not valid JSON"),
     "wrong types": (
         '{"images": {}, "annotations": [1], "categories": []}',
         "named images and annotations",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
-from psis_d2.data.build import get_dataset_dicts, get_training_dicts, prepare_dataset, seen_ids_for
+from psis_d2.data import get_dataset_dicts, get_training_dicts, prepare_dataset, seen_ids_for
 from psis_d2.data.fewshot import draw_few_shots, register_few_shots, select_shots
 from psis_d2.errors import UserError
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psis_d2  # noqa: F401
 from psis_d2.data import shape_priors
-from psis_d2.data.build import get_training_dicts
 from psis_d2.data.shape_priors import (
     load_shape_priors,
     make_shape_priors,
@@ -15,6 +14,7 @@ from psis_d2.data.shape_priors import (
     priors_path,
     save_shape_priors,
 )
+from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
 
 import numpy as np

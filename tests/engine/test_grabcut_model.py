@@ -2,8 +2,7 @@
 
 import json
 
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import grabcut_masks
+from psis_d2.data.grabcut import GrabCut, grabcut_masks
 from psis_d2.engine.grabcut import GrabCutModel
 
 import numpy as np

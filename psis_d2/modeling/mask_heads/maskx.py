@@ -14,7 +14,7 @@ alone, so that the cost does not grow with the number of classes.
 import os
 
 from psis_d2.config_rules import check_keys
-from psis_d2.data.build import get_class_names
+from psis_d2.data.catalog import get_class_names
 from psis_d2.data.word_vectors import read_class_vectors
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext

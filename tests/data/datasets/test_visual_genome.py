@@ -4,7 +4,7 @@ import copy
 import json
 from pathlib import Path
 
-from psis_d2.data.build import get_class_names, get_dataset_dicts
+from psis_d2.data.catalog import get_class_names, get_dataset_dicts
 from psis_d2.data.datasets.builtin import register_visual_genome
 from psis_d2.data.datasets.visual_genome import convert, json_path, map_coco_categories, prepare
 from psis_d2.errors import UserError

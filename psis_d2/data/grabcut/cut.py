@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psis_d2.optional import require
+
 import numpy as np
 from pycocotools import mask as mask_util
 
@@ -82,9 +84,7 @@ class GrabCut:
 
     def _cut(self, crop: np.ndarray, place: tuple[slice, slice]) -> np.ndarray | None:
         """bool [h, w] of a crop with the box at `place`; None: too few pixels for color models."""
-        # Imported late: nothing else that training always needs wants OpenCV.
-        import cv2
-
+        cv2 = require("cv2")
         height, width = crop.shape[:2]
         labels = np.full((height, width), cv2.GC_BGD, np.uint8)
         labels[place] = cv2.GC_PR_FGD
