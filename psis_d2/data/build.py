@@ -160,9 +160,9 @@ def get_model_class_ids(cfg, name: str) -> list[int | None] | None:
     return joint_class_ids(names, model_names, read_category_map(cfg.PSIS.CATEGORY_MAP), name)
 
 
-def _get_model_dicts(cfg, name: str) -> list[dict]:
-    """A data set's dicts with the model's classes."""
-    dicts = get_dataset_dicts(name)
+def _get_model_dicts(cfg, name: str, dicts: list[dict] | None = None) -> list[dict]:
+    """A data set's dicts (read, or those given, in place) with the model's classes."""
+    dicts = get_dataset_dicts(name) if dicts is None else dicts
     if cfg.PSIS.CATEGORY_MAP:
         class_ids = get_model_class_ids(cfg, name)
         move_to_joint_classes(dicts, class_ids, len(get_model_class_names(cfg)))
@@ -427,7 +427,9 @@ def build_train_loader(
     return Loader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, batch_sampler=batches)
 
 
-def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
+def build_test_loader(
+    cfg, name: str, with_boxes: bool = False, dicts: list[dict] | None = None
+) -> Loader:
     """The images of one data set, one a batch, shared by the processes.
 
     Args:
@@ -435,6 +437,8 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
         name: the data set.
         with_boxes: whether samples carry the annotated boxes, (the model's) classes and ids as
             ``instances``.
+        dicts: what :func:`get_dataset_dicts` returns for the name, if that was read already; they
+            become the loader's.
 
     Returns:
         A finite iterable, with ``len()``, of lists of one mapped sample.
@@ -443,7 +447,7 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
         UserError: the data is not usable, or its categories are not those of the training data
             (where those are known).
     """
-    dicts = _get_model_dicts(cfg, name)
+    dicts = _get_model_dicts(cfg, name, dicts)
     if not dicts:
         raise UserError(f"Data set '{name}' has no images to evaluate on.")
     for train_name in cfg.DATASETS.TRAIN if not cfg.PSIS.CATEGORY_MAP else ():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 
@@ -61,8 +62,8 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
     Returns:
         One dict an image, sorted by image id, with ``file_name``, ``height``, ``width``,
         ``image_id`` and ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
-        (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where there is a usable one,
-        ``segmentation``.
+        (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where the json has a usable
+        one, ``segmentation`` and ``area`` (pixels).
 
     Raises:
         UserError: the file or the folder is missing, or the json is not what COCO's format asks.
@@ -256,6 +257,10 @@ def _add_annotations(
         }
         if "segmentation" in annotation:
             entry["segmentation"] = annotation["segmentation"]
+        area = annotation.get("area")
+        # COCO sorts objects into small, medium and large by it; it is not quite the mask's pixels.
+        if type(area) in (int, float) and 0 < area < math.inf:
+            entry["area"] = area
         records[image_id]["annotations"].append(entry)
     if flat:
         logger.warning(

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from psis_d2.evaluation.base import PredictionCollector
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region
+from psis_d2.evaluation.names import short_name
 from psis_d2.evaluation.tables import category_rows, format_results, format_rows
 
 import numpy as np
@@ -72,7 +73,7 @@ class PartialCOCOEvaluator(PredictionCollector):
             ]
         rows = category_rows(truth, self.seen_ids, of_category)
         self.save(
-            f"metrics_{self.dataset_name}.json",
+            f"metrics_{short_name(self.dataset_name)}.json",
             {
                 "dataset": self.dataset_name,
                 "images": len(truth.image_sizes),

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from psis_d2.evaluation.base import PredictionCollector, class_groups
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region, load_ground_truth
+from psis_d2.evaluation.names import short_name
 from psis_d2.evaluation.tables import category_rows, format_results, format_rows
 
 import numpy as np
@@ -78,7 +79,7 @@ class GivenBoxEvaluator(PredictionCollector):
         }
         rows = category_rows(truth, self.seen_ids, of_category)
         self.save(
-            f"metrics_{self.dataset_name}_given_boxes.json",
+            f"metrics_{short_name(self.dataset_name)}_given_boxes.json",
             {
                 "dataset": self.dataset_name,
                 "images": len(truth.image_sizes),

@@ -1,17 +1,16 @@
 """The ground truth as evaluation sees it: every instance has a box, some have a mask."""
 
-import json
 import logging
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 
-from psis_d2.data.build import get_class_names, get_dataset_dicts
+from psis_d2.data import get_class_names, get_dataset_dicts, prepare_dataset
 from psis_d2.errors import UserError
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 
 logger = logging.getLogger(__name__)
@@ -138,31 +137,82 @@ class GroundTruth:
                 )
 
 
-def load_ground_truth(dataset_name: str) -> GroundTruth:
-    """Read the annotations of a registered data set.
+@dataclass
+class _Known:
+    """What was read of a data set: a stamp of its file, its dicts, its ground truth once made."""
+
+    stamp: tuple | None
+    dicts: list[dict]
+    truth: GroundTruth | None = None
+
+
+_known: dict[str, _Known] = {}
+
+
+def read_dicts(dataset_name: str) -> list[dict]:
+    """The dicts of a data set that is evaluated on, read once for all who need them in a process.
+
+    A json that has changed is read again; what other data sets register is read every time.
+
+    Returns:
+        What :func:`psis_d2.data.get_dataset_dicts` returns, which no one may change: see
+        :func:`copy_dicts`.
 
     Raises:
         UserError: the data cannot be read.
     """
-    records = get_dataset_dicts(dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
+    stamp = _stamp(dataset_name)
+    known = _known.get(dataset_name)
+    if known is None or stamp is None or known.stamp != stamp:
+        known = _known[dataset_name] = _Known(stamp, get_dataset_dicts(dataset_name))
+    return known.dicts
+
+
+def copy_dicts(dicts: list[dict]) -> list[dict]:
+    """Dataset dicts with annotations that can be changed; boxes and masks are shared."""
+    return [
+        {**record, "annotations": [dict(a) for a in record["annotations"]]}
+        if "annotations" in record
+        else dict(record)
+        for record in dicts
+    ]
+
+
+def load_ground_truth(dataset_name: str) -> GroundTruth:
+    """The annotations of a registered data set, read and encoded once in a process.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    records = read_dicts(dataset_name)
+    known = _known[dataset_name]
+    if known.truth is None:
+        known.truth = _encode_all(dataset_name, records)
+    return known.truth
+
+
+def _stamp(dataset_name: str) -> tuple | None:
+    """What changes with a data set's json, None if it has none on this machine."""
+    json_file = prepare_dataset(dataset_name).get("json_file")
+    if json_file is None or not os.path.isfile(json_file):
+        return None
+    stat = os.stat(json_file)
+    return json_file, stat.st_mtime_ns, stat.st_size
+
+
+def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
     class_names = get_class_names(dataset_name)
-    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     if to_contiguous is None:
         to_contiguous = {i: i for i in range(len(class_names))}
-    areas = _listed_areas(metadata.get("json_file"))
-    annotations = []
-    for record in records:
-        for raw in record.get("annotations", ()):
-            annotation = _encode(raw, record)
-            annotation["area"] = areas.get((record["image_id"], raw["id"])) or _area(annotation)
-            annotations.append(annotation)
     return GroundTruth(
         dataset_name=dataset_name,
         class_names=class_names,
         json_ids=sorted(to_contiguous, key=to_contiguous.get),
         image_sizes={record["image_id"]: (record["height"], record["width"]) for record in records},
-        annotations=annotations,
+        annotations=[
+            _encode(raw, record) for record in records for raw in record.get("annotations", ())
+        ],
     )
 
 
@@ -181,23 +231,6 @@ def box_region(bbox: list[float], height: int, width: int) -> dict:
     return mask_util.frPyObjects(boxes, height, width)[0]
 
 
-def _listed_areas(json_file: str | None) -> dict[tuple, float]:
-    """{(image id, annotation id): area} of an annotation file, where it is a positive number.
-
-    COCO sorts objects into small, medium and large by the area that the file lists, which differs a
-    little from the number of pixels.
-    """
-    if json_file is None:
-        return {}
-    with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
-        listed = json.load(file)["annotations"]
-    return {
-        (annotation["image_id"], annotation["id"]): annotation["area"]
-        for annotation in listed
-        if isinstance(annotation.get("area"), (int, float)) and annotation["area"] > 0
-    }
-
-
 def _encode(raw: dict, record: dict) -> dict:
     """A standard annotation with an XYWH box and, if it has a mask, an RLE."""
     annotation = {
@@ -214,6 +247,7 @@ def _encode(raw: dict, record: dict) -> dict:
         )
     elif mask is not None:
         annotation["segmentation"] = mask
+    annotation["area"] = raw.get("area") or _area(annotation)
     return annotation
 
 

@@ -62,6 +62,7 @@ def test_dicts_are_detectron2s_standard_with_the_annotation_id(write_json):
                     "category_id": 1,
                     "iscrowd": 0,
                     "segmentation": [TRIANGLE],
+                    "area": 6,
                 },
                 {
                     "id": 5,

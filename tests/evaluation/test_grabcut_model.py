@@ -4,7 +4,7 @@ import json
 
 from psis_d2.data.grabcut import GrabCut
 from psis_d2.data.grabcut_cache import grabcut_masks
-from psis_d2.engine.grabcut import GrabCutModel
+from psis_d2.evaluation.grabcut_model import GrabCutModel
 
 import numpy as np
 import pytest

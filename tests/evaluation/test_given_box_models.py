@@ -1,8 +1,8 @@
 """Masks in shrunk boxes: factors as in the paper, the same for every model."""
 
 import psis_d2.modeling  # noqa: F401
-from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.errors import UserError
+from psis_d2.evaluation.given_box_models import BoxShrink, GivenBoxModel, ShrunkBoxModel
 
 import pytest
 import torch

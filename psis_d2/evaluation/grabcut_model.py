@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from psis_d2.data.grabcut import GrabCut
+from psis_d2.data.grabcut_cache import cached_grabcut_masks
 from psis_d2.data.images import read_image
+from psis_d2.data.supervision import restrict_masks
+from psis_d2.evaluation.ground_truth import copy_dicts, read_dicts
 
 import numpy as np
 import torch
@@ -72,3 +75,20 @@ class GrabCutModel(nn.Module):
                 if mask is not None:
                     masks[row] = mask
         return torch.from_numpy(masks)
+
+
+def build_grabcut_model(cfg, model: nn.Module, name: str, annotated_boxes: bool) -> GrabCutModel:
+    """The model with GrabCut's masks; those of annotated boxes come from the cache.
+
+    Args:
+        cfg: the config.
+        model: its model, wrapped for given boxes if they are.
+        name: the data set that is evaluated.
+        annotated_boxes: whether the model's boxes are the annotations' as they are.
+    """
+    masks = None
+    if annotated_boxes:
+        dicts = copy_dicts(read_dicts(name))
+        restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
+        masks = cached_grabcut_masks(cfg, dicts, name)
+    return GrabCutModel(model, GrabCut.from_config(cfg), masks, cfg.PSIS.GRABCUT.THREADS)
