@@ -61,7 +61,8 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
 
     Returns:
         One dict an image, sorted by image id, with ``file_name``, ``height``, ``width``,
-        ``image_id`` and ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
+        ``image_id`` and, unless the json is a list of images to test on, without that key, with
+        ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
         (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where the json has a usable
         one, ``segmentation`` and ``area`` (pixels).
 
@@ -76,7 +77,11 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
         )
     ids = _set_categories(content["categories"], json_file, dataset_name)
     records = _image_records(content["images"], json_file, image_root)
-    _add_annotations(records, content["annotations"], ids, json_file)
+    if "annotations" in content:
+        _add_annotations(records, content["annotations"], ids, json_file)
+    else:
+        for record in records.values():
+            del record["annotations"]
     dicts = list(records.values())
     logger.info("read %d images from %s", len(dicts), json_file)
     clean_annotations(dicts)
@@ -120,6 +125,8 @@ def _read_json(json_file: str) -> dict:
             f"The annotation file {json_file} is not in COCO format: it must hold an object with "
             f"the lists {', '.join(keys)}."
         )
+    if content.get("images") and "annotations" not in content:
+        keys = ("images", "categories")  # a list of images to test on, as COCO's image_info_*.json
     missing = [
         key
         for key in keys

@@ -3,10 +3,12 @@
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from psis_d2.data import get_class_names, get_dataset_dicts, prepare_dataset
 from psis_d2.errors import UserError
+from psis_d2.evaluation.predictions import ImagePredictions
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -30,6 +32,7 @@ class GroundTruth:
         annotations: dicts with ``image_id``, ``id`` (as in the file), ``category_id``
             (contiguous), ``bbox`` (XYWH pixels), ``area`` (pixels), ``iscrowd`` (0 or 1), and, only
             where there is a usable mask, ``segmentation`` (compressed RLE).
+        annotated: False for a list of images alone, such as that of COCO's test-dev.
     """
 
     dataset_name: str
@@ -37,6 +40,7 @@ class GroundTruth:
     json_ids: list[int]
     image_sizes: dict
     annotations: list[dict]
+    annotated: bool = True
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances and instances with a mask, each int [C] by category. Crowds do not count."""
@@ -102,36 +106,37 @@ class GroundTruth:
             }
         return found
 
-    def check_predictions(self, detections: list[dict]) -> None:
+    def check_predictions(self, predictions: Iterable[ImagePredictions]) -> None:
         """Make sure that predictions are of this data set's images, sizes and categories.
 
         The COCO code gives masks of different sizes no overlap and says nothing.
 
         Args:
-            detections: COCO-format results with contiguous category ids.
+            predictions: classes being contiguous category ids.
 
         Raises:
             UserError: they are not.
         """
-        for detection in detections:
-            image_id = detection["image_id"]
+        for of_image in predictions:
+            if not len(of_image):
+                continue
+            image_id = of_image.image_id
             if image_id not in self.image_sizes:
                 raise UserError(
                     f"There are predictions for image {image_id}, which the annotation file of "
                     f"{self.dataset_name} does not list; evaluate on the data set that was loaded."
                 )
-            if detection["category_id"] >= len(self.class_names):
+            if (largest := of_image.classes.max()) >= len(self.class_names):
                 raise UserError(
-                    f"The model predicts category number {detection['category_id']}, but "
+                    f"The model predicts category number {largest}, but "
                     f"{self.dataset_name} has only {len(self.class_names)} categories (counted "
                     "from 0); use the model's own data set or number of classes."
                 )
-            if "segmentation" not in detection:
-                continue
-            predicted, listed = detection["segmentation"]["size"], self.image_sizes[image_id]
-            if tuple(predicted) != listed:
+            listed = self.image_sizes[image_id]
+            if of_image.size is not None and tuple(of_image.size) != listed:
+                height, width = of_image.size
                 raise UserError(
-                    f"Image {image_id} of {self.dataset_name} is {predicted[1]}x{predicted[0]} "
+                    f"Image {image_id} of {self.dataset_name} is {width}x{height} "
                     f"pixels, but its annotation file says {listed[1]}x{listed[0]}; correct "
                     "'width' and 'height' there."
                 )
@@ -213,6 +218,7 @@ def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
         annotations=[
             _encode(raw, record) for record in records for raw in record.get("annotations", ())
         ],
+        annotated=any("annotations" in record for record in records),
     )
 
 
