@@ -1,6 +1,7 @@
 """Evaluate a model as its config says: on every data set, kind of boxes and source of masks."""
 
 import itertools
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from psis_d2.evaluation.names import short_name
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 TEST_MASKS = ("model", "grabcut")
 TEST_BOXES = {"detected": ("detected",), "gt": ("gt",), "both": ("detected", "gt")}
@@ -86,6 +89,9 @@ def evaluate(
         of_dataset = results[short_name(name)] = OrderedDict()
         for boxes, shrink in itertools.product(TEST_BOXES[cfg.TEST.BOXES], shrinks):
             dicts = copy_dicts(read_dicts(name))
+            if boxes == "gt" and not any("annotations" in record for record in dicts):
+                logger.info("%s has no annotations, so there are no boxes to give.", name)
+                continue
             loader = build_test_loader(cfg, name, with_boxes=boxes == "gt", dicts=dicts)
             tested = model
             if boxes == "gt":

@@ -164,3 +164,26 @@ def test_every_evaluator_shortens(data, tmp_path):
         evaluator = build_evaluator(config(tmp_path, "val:a/b.json"), "val:a/b.json", boxes)
         assert isinstance(evaluator, PredictionCollector)
         assert evaluator.output_dir == str(tmp_path / "inference" / short_name("val:a/b.json"))
+
+
+def test_images_without_annotations_get_predictions_and_one_log_line(data, tmp_path, caplog):
+    content = json.loads(Path(data["json"]).read_text())
+    del content["annotations"]
+    content["images"] = [image | {"id": 70 + image["id"]} for image in content["images"]]
+    for place, category in enumerate(content["categories"]):
+        category["id"] = 11 + 2 * place
+    listed = tmp_path / "image_info.json"
+    listed.write_text(json.dumps(content))
+    register_coco_json("image_list", str(listed), data["images"])
+    assert evaluate(config(tmp_path, "image_list"), BoxFiller()) == {}
+    folder = tmp_path / "inference" / "image_list"
+    found = json.loads((folder / "coco_instances_results.json").read_text())
+    assert [f["image_id"] for f in found] == list(range(71, 77))
+    assert {f["category_id"] for f in found} == {11}
+    assert all(f["segmentation"]["size"] == [64, 64] for f in found)
+    lines = [r.getMessage() for r in caplog.records if "no annotations" in r.getMessage()]
+    assert len(lines) == 1 and "nothing is measured" in lines[0] and str(folder) in lines[0]
+    assert "masks are measured" not in caplog.text and "AP" not in caplog.text
+    assert not list(tmp_path.rglob("metrics_*"))
+    assert evaluate(config(tmp_path / "given", "image_list", BOXES="gt"), BoxFiller()) == {}
+    assert "no boxes to give" in caplog.text and not list((tmp_path / "given").rglob("*.json"))
