@@ -64,7 +64,8 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
         ``image_id`` and, unless the json is a list of images to test on, without that key, with
         ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
         (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where the json has a usable
-        one, ``segmentation`` and ``area`` (pixels).
+        one, ``segmentation`` and ``area`` (pixels). An image of LVIS has ``neg_category_ids`` and
+        ``not_exhaustive_category_ids`` (of the json).
 
     Raises:
         UserError: the file or the folder is missing, or the json is not what COCO's format asks.
@@ -205,6 +206,10 @@ def _image_records(images: Sequence[dict], json_file: str, image_root: str) -> d
         }
         if image.get("box_only"):
             record["box_only"] = True
+        # LVIS: what was looked for and is not there; what is there and not all annotated.
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if isinstance(image.get(name), list):
+                record[name] = image[name]
         records[key] = record
     # Sorted, so that the order of the file does not change the order of training.
     return dict(sorted(records.items(), key=lambda item: (isinstance(item[0], str), item[0])))

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from psis_d2.evaluation import lvis
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region
 from psis_d2.evaluation.predictions import ImagePredictions
 
@@ -52,6 +53,8 @@ def average_precision(
 ) -> PrecisionArrays:
     """Evaluate all categories at once; a group of them is a slice of what comes out.
 
+    Data that says what is absent (LVIS) is evaluated as LVIS does: see :mod:`.lvis`.
+
     Args:
         truth: the ground truth.
         predictions: at most one an image, classes being contiguous category ids.
@@ -63,6 +66,9 @@ def average_precision(
             former where it is installed.
     """
     objects = truth.annotations
+    if truth.absent is not None:
+        predictions = lvis.verified_predictions(truth, predictions, kind, max_dets)
+        objects = [*objects, *lvis.regions_to_ignore(truth)]
     if kind == "segm":
         predictions = [p for p in predictions if p.size is not None]
         predictions = drop_detections_on_maskless(truth, predictions)

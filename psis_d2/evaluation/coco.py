@@ -26,6 +26,9 @@ class PartialCOCOEvaluator(PredictionCollector):
     AP, AP50, AP75, APs, APm, APl in percent. A group without categories has no task; if no object
     has a mask or all predictions are boxes, there are only ``bbox`` tasks.
 
+    Data whose images list categories that they have none of (``neg_category_ids``) is evaluated as
+    LVIS: see :mod:`psis_d2.evaluation.lvis`.
+
     With `overlap` there are ``segm_overlapped_seen`` and so on, too: mask AP on overlapped objects
     alone (:meth:`~psis_d2.evaluation.ground_truth.GroundTruth.overlapped`). A detection that
     matches another object counts neither for nor against; one that matches none is an error here,
@@ -42,6 +45,12 @@ class PartialCOCOEvaluator(PredictionCollector):
         """See :class:`~psis_d2.evaluation.base.PredictionCollector`."""
         number = sum(map(len, predictions))
         groups = self.groups(truth)
+        if truth.absent is not None:
+            logger.info(
+                "%s is evaluated as LVIS: a detection of a category that was not looked for in its "
+                "image counts neither for nor against.",
+                self.dataset_name,
+            )
         kinds = ["bbox"]
         if truth.log_masks():
             if number and not any(part.has_masks for part in predictions):

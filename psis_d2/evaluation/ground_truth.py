@@ -4,7 +4,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from psis_d2.data import get_class_names, get_dataset_dicts, prepare_dataset
 from psis_d2.errors import UserError
@@ -33,6 +33,9 @@ class GroundTruth:
             (contiguous), ``bbox`` (XYWH pixels), ``area`` (pixels), ``iscrowd`` (0 or 1), and, only
             where there is a usable mask, ``segmentation`` (compressed RLE).
         annotated: False for a list of images alone, such as that of COCO's test-dev.
+        absent: of LVIS, {image id: categories (contiguous) that the image has none of}. What is
+            neither annotated nor absent in an image was not looked for there. None elsewhere.
+        not_exhaustive: of LVIS, {image id: categories of which not every object is annotated}.
     """
 
     dataset_name: str
@@ -41,6 +44,8 @@ class GroundTruth:
     image_sizes: dict
     annotations: list[dict]
     annotated: bool = True
+    absent: dict[int | str, frozenset[int]] | None = None
+    not_exhaustive: dict[int | str, frozenset[int]] = field(default_factory=dict)
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances and instances with a mask, each int [C] by category. Crowds do not count."""
@@ -209,7 +214,17 @@ def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
     class_names = get_class_names(dataset_name)
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     if to_contiguous is None:
-        to_contiguous = {i: i for i in range(len(class_names))}
+        # Detectron2's LVIS counts from 1 in its json and has no map.
+        first = int(MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis")
+        to_contiguous = {i + first: i for i in range(len(class_names))}
+
+    def by_image(key: str) -> dict[int | str, frozenset[int]]:
+        return {
+            record["image_id"]: frozenset(to_contiguous[i] for i in record.get(key, ()))
+            for record in records
+        }
+
+    of_lvis = any("neg_category_ids" in record for record in records)
     return GroundTruth(
         dataset_name=dataset_name,
         class_names=class_names,
@@ -219,6 +234,8 @@ def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
             _encode(raw, record) for record in records for raw in record.get("annotations", ())
         ],
         annotated=any("annotations" in record for record in records),
+        absent=by_image("neg_category_ids") if of_lvis else None,
+        not_exhaustive=by_image("not_exhaustive_category_ids") if of_lvis else {},
     )
 
 
