@@ -126,7 +126,7 @@ def _has_coco_json(metadata) -> bool:
     return (
         metadata.get("json_file") is not None
         and metadata.get("image_root") is not None
-        and metadata.get("evaluator_type", "coco") == "coco"
+        and metadata.get("evaluator_type", "coco") in ("coco", "lvis")
     )
 
 
