@@ -61,11 +61,10 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
 
     Returns:
         One dict an image, sorted by image id, with ``file_name``, ``height``, ``width``,
-        ``image_id`` and, unless the json is a list of images to test on, without that key, with
-        ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
+        ``image_id`` and ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
         (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where the json has a usable
         one, ``segmentation`` and ``area`` (pixels). An image of LVIS has ``neg_category_ids`` and
-        ``not_exhaustive_category_ids`` (of the json).
+        ``not_exhaustive_category_ids``, contiguous.
 
     Raises:
         UserError: the file or the folder is missing, or the json is not what COCO's format asks.
@@ -77,12 +76,8 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
             "path."
         )
     ids = _set_categories(content["categories"], json_file, dataset_name)
-    records = _image_records(content["images"], json_file, image_root)
-    if "annotations" in content:
-        _add_annotations(records, content["annotations"], ids, json_file)
-    else:
-        for record in records.values():
-            del record["annotations"]
+    records = _image_records(content["images"], json_file, image_root, ids)
+    _add_annotations(records, content["annotations"], ids, json_file)
     dicts = list(records.values())
     logger.info("read %d images from %s", len(dicts), json_file)
     clean_annotations(dicts)
@@ -126,8 +121,8 @@ def _read_json(json_file: str) -> dict:
             f"The annotation file {json_file} is not in COCO format: it must hold an object with "
             f"the lists {', '.join(keys)}."
         )
-    if content.get("images") and "annotations" not in content:
-        keys = ("images", "categories")  # a list of images to test on, as COCO's image_info_*.json
+    # A list of images to predict on, as COCO's image_info_*.json, has no annotations at all.
+    content.setdefault("annotations", [])
     missing = [
         key
         for key in keys
@@ -182,7 +177,9 @@ def _set_categories(categories: Sequence[dict], json_file: str, dataset_name: st
     return ids
 
 
-def _image_records(images: Sequence[dict], json_file: str, image_root: str) -> dict:
+def _image_records(
+    images: Sequence[dict], json_file: str, image_root: str, category_ids: dict
+) -> dict:
     """Standard dicts without annotations, by image id, sorted by it."""
     records = {}
     for image in images:
@@ -207,9 +204,9 @@ def _image_records(images: Sequence[dict], json_file: str, image_root: str) -> d
         if image.get("box_only"):
             record["box_only"] = True
         # LVIS: what was looked for and is not there; what is there and not all annotated.
-        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
-            if isinstance(image.get(name), list):
-                record[name] = image[name]
+        for of_lvis in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if isinstance(image.get(of_lvis), list):
+                record[of_lvis] = [category_ids[i] for i in image[of_lvis] if i in category_ids]
         records[key] = record
     # Sorted, so that the order of the file does not change the order of training.
     return dict(sorted(records.items(), key=lambda item: (isinstance(item[0], str), item[0])))

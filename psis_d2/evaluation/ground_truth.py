@@ -32,7 +32,7 @@ class GroundTruth:
         annotations: dicts with ``image_id``, ``id`` (as in the file), ``category_id``
             (contiguous), ``bbox`` (XYWH pixels), ``area`` (pixels), ``iscrowd`` (0 or 1), and, only
             where there is a usable mask, ``segmentation`` (compressed RLE).
-        annotated: False for a list of images alone, such as that of COCO's test-dev.
+        annotated: False where there is no annotation at all, as for COCO's test-dev.
         absent: of LVIS, {image id: categories (contiguous) that the image has none of}. What is
             neither annotated nor absent in an image was not looked for there. None elsewhere.
         not_exhaustive: of LVIS, {image id: categories of which not every object is annotated}.
@@ -181,9 +181,7 @@ def read_dicts(dataset_name: str) -> list[dict]:
 def copy_dicts(dicts: list[dict]) -> list[dict]:
     """Dataset dicts with annotations that can be changed; boxes and masks are shared."""
     return [
-        {**record, "annotations": [dict(a) for a in record["annotations"]]}
-        if "annotations" in record
-        else dict(record)
+        {**record, "annotations": [dict(a) for a in record.get("annotations", ())]}
         for record in dicts
     ]
 
@@ -214,15 +212,10 @@ def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
     class_names = get_class_names(dataset_name)
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     if to_contiguous is None:
-        # Detectron2's LVIS counts from 1 in its json and has no map.
-        first = int(MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis")
-        to_contiguous = {i + first: i for i in range(len(class_names))}
+        to_contiguous = {i: i for i in range(len(class_names))}
 
     def by_image(key: str) -> dict[int | str, frozenset[int]]:
-        return {
-            record["image_id"]: frozenset(to_contiguous[i] for i in record.get(key, ()))
-            for record in records
-        }
+        return {record["image_id"]: frozenset(record.get(key, ())) for record in records}
 
     of_lvis = any("neg_category_ids" in record for record in records)
     return GroundTruth(
@@ -233,7 +226,7 @@ def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
         annotations=[
             _encode(raw, record) for record in records for raw in record.get("annotations", ())
         ],
-        annotated=any("annotations" in record for record in records),
+        annotated=any(record.get("annotations") for record in records),
         absent=by_image("neg_category_ids") if of_lvis else None,
         not_exhaustive=by_image("not_exhaustive_category_ids") if of_lvis else {},
     )

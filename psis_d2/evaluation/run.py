@@ -89,7 +89,7 @@ def evaluate(
         of_dataset = results[short_name(name)] = OrderedDict()
         for boxes, shrink in itertools.product(TEST_BOXES[cfg.TEST.BOXES], shrinks):
             dicts = copy_dicts(read_dicts(name))
-            if boxes == "gt" and not any("annotations" in record for record in dicts):
+            if boxes == "gt" and not any(record["annotations"] for record in dicts):
                 logger.info("%s has no annotations, so there are no boxes to give.", name)
                 continue
             loader = build_test_loader(cfg, name, with_boxes=boxes == "gt", dicts=dicts)

@@ -197,7 +197,7 @@ def test_category_errors(write_json, case):
 CONTENT_ERRORS = {
     "cut off": ('{"images": [', "instances.json is not valid JSON: .*may be cut off"),
     "a list": ("[]", "instances.json is not in COCO format: it must hold an object"),
-    "no annotations": ('{"images": [], "categories": []}', "a list of objects named annotations"),
+    "no images": ('{"annotations": [], "categories": []}', "a list of objects named images"),
     "wrong types": (
         '{"images": {}, "annotations": [1], "categories": []}',
         "named images and annotations",
@@ -212,7 +212,14 @@ def test_a_list_of_images_has_no_annotations(write_json):
     Path(json_file).write_text(json.dumps(content))
     dicts = load_coco(json_file, folder, "toy")
     assert [record["image_id"] for record in dicts] == [2, 9]
-    assert not any("annotations" in record for record in dicts)
+    assert not any(record["annotations"] for record in dicts)
+
+
+def test_what_images_of_lvis_were_searched_for(write_json):
+    images = [dict(IMAGES[0], neg_category_ids=[7, 99], not_exhaustive_category_ids=[1]), IMAGES[1]]
+    plain, searched = load_coco(*write_json(images, []), "toy")
+    assert searched["neg_category_ids"] == [2] and searched["not_exhaustive_category_ids"] == [0]
+    assert "neg_category_ids" not in plain
 
 
 @pytest.mark.parametrize("area", [0, -3.0, True, None, "12", float("inf"), float("nan")])
