@@ -39,7 +39,7 @@ gpu-session: ## all that a GPU is needed for: build, tests, sanitizer, benchmark
 	@PYTHON=$(PYTHON) tools/gpu_session.sh $(ARGS)
 
 bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
-	@$(VENV_PYTHON) tools/bench_shapes.py $(ARGS)
+	@$(VENV_PYTHON) -m benchmarks.yardsticks $(ARGS)
 
 lint: env ## check format and style of Python, C++ and CUDA
 	@$(VENV_PYTHON) -m ruff format --check .

@@ -210,7 +210,7 @@ def test_choices_are_those_of_the_code():
     """The table and the functions that read the keys agree on what there is."""
     from psis_d2.data.training_set import MISSING_MASKS
     from psis_d2.engine.stages import PARTS
-    from psis_d2.engine.trainer import TEST_BOXES, TEST_MASKS
+    from psis_d2.evaluation.run import TEST_BOXES, TEST_MASKS
     from psis_d2.modeling.condinst.mask_head import LOSSES
     from psis_d2.modeling.detectors.fcos import BOX_LOSSES
     from psis_d2.modeling.pseudo_masks import POSTPROCESSINGS

@@ -19,10 +19,10 @@ import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.data import build_test_loader, get_class_names, get_dataset_dicts, seen_ids_for
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.engine import Trainer
-from psis_d2.engine.given_boxes import GivenBoxModel
 from psis_d2.engine.setup import add_data_arguments, build_config, choose_gpus
 from psis_d2.engine.trainer import build_checkpointer
 from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.evaluation.given_box_models import GivenBoxModel
 from psis_d2.modeling.context import RegionContext
 from psis_d2.visualization import UNSEEN_MARK, heat_map_grid, instance_colors, save_png
 

@@ -11,8 +11,9 @@ from psis_d2.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-# Whose functions read a json as Detectron2 does, which drops objects with a malformed mask.
-_DETECTRON2_READER = "detectron2.data.datasets.coco"
+# Whose functions read a json as Detectron2 does, which drops objects with a malformed mask, and for
+# LVIS asks for one more library.
+_DETECTRON2_READERS = ("detectron2.data.datasets.coco", "detectron2.data.datasets.lvis")
 
 
 def get_dataset_dicts(name: str, crowds: str = "ignore") -> list[dict]:
@@ -46,7 +47,7 @@ def coco_reader(name: str) -> CocoReader | None:
     function = DatasetCatalog[name]
     if isinstance(function, CocoReader):
         return function
-    if getattr(function, "__module__", None) != _DETECTRON2_READER:
+    if getattr(function, "__module__", None) not in _DETECTRON2_READERS:
         return None
     metadata = MetadataCatalog.get(name)
     return CocoReader(metadata.json_file, metadata.image_root, name)

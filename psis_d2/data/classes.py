@@ -67,9 +67,9 @@ def get_model_class_ids(cfg, name: str) -> list[int | None] | None:
     return class_ids
 
 
-def get_model_dicts(cfg, name: str) -> list[dict]:
-    """A data set's dicts with the model's classes, read as a config says."""
-    dicts = get_dataset_dicts(name, cfg.PSIS.CROWDS)
+def get_model_dicts(cfg, name: str, dicts: list[dict] | None = None) -> list[dict]:
+    """A data set's dicts with the model's classes: read as a config says, or `dicts`, in place."""
+    dicts = get_dataset_dicts(name, cfg.PSIS.CROWDS) if dicts is None else dicts
     class_ids = get_model_class_ids(cfg, name)
     if cfg.PSIS.CATEGORY_MAP:
         move_to_joint_classes(dicts, class_ids, len(get_model_class_names(cfg)))

@@ -68,7 +68,9 @@ def build_train_loader(
     return Loader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, batch_sampler=batches)
 
 
-def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
+def build_test_loader(
+    cfg, name: str, with_boxes: bool = False, dicts: list[dict] | None = None
+) -> Loader:
     """The images of one data set, one a batch, shared by the processes.
 
     Args:
@@ -76,6 +78,8 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
         name: the data set.
         with_boxes: whether samples carry the annotated boxes, (the model's) classes and ids as
             ``instances``.
+        dicts: what :func:`get_dataset_dicts` returns for the name, if that was read already; they
+            become the loader's.
 
     Returns:
         A finite iterable, with ``len()``, of lists of one mapped sample.
@@ -83,7 +87,7 @@ def build_test_loader(cfg, name: str, with_boxes: bool = False) -> Loader:
     Raises:
         UserError: the data is not usable, or has a category that is none of the model's classes.
     """
-    dicts = get_model_dicts(cfg, name)
+    dicts = get_model_dicts(cfg, name, dicts)
     if not dicts:
         raise UserError(f"Data set '{name}' has no images to evaluate on.")
     mapper = PartialMaskMapper(cfg, is_train=False, with_boxes=with_boxes)

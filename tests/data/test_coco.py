@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
 from psis_d2.data.coco import load_categories, load_coco, register_coco_json
@@ -204,6 +205,30 @@ CONTENT_ERRORS = {
         "named images and annotations",
     ),
 }
+
+
+def test_a_list_of_images_has_no_annotations(write_json):
+    json_file, folder = write_json(IMAGES, [])
+    content = json.loads(Path(json_file).read_text())
+    del content["annotations"]
+    Path(json_file).write_text(json.dumps(content))
+    dicts = load_coco(json_file, folder, "toy")
+    assert [record["image_id"] for record in dicts] == [2, 9]
+    assert not any(record["annotations"] for record in dicts)
+
+
+def test_what_images_of_lvis_were_searched_for(write_json):
+    images = [dict(IMAGES[0], neg_category_ids=[7, 99], not_exhaustive_category_ids=[1]), IMAGES[1]]
+    plain, searched = load_coco(*write_json(images, []), "toy")
+    assert searched["neg_category_ids"] == [2] and searched["not_exhaustive_category_ids"] == [0]
+    assert "neg_category_ids" not in plain
+
+
+@pytest.mark.parametrize("area", [0, -3.0, True, None, "12", float("inf"), float("nan")])
+def test_an_area_that_is_none_is_left_out(write_json, area):
+    json_file, folder = write_json(IMAGES, [annotation(1, area=area), annotation(2, area=2.5)])
+    first, second = load_coco(json_file, folder, "toy")[1]["annotations"]
+    assert "area" not in first and second["area"] == 2.5
 
 
 @pytest.mark.parametrize("case", CONTENT_ERRORS)

@@ -5,8 +5,8 @@ import math
 import weakref
 
 import psis_d2.modeling  # noqa: F401
-from psis_d2.engine.given_boxes import GivenBoxModel, ShrunkBoxModel
 from psis_d2.errors import UserError
+from psis_d2.evaluation.given_box_models import GivenBoxModel, ShrunkBoxModel
 from psis_d2.modeling.condinst import mask_head
 from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
 from psis_d2.modeling.detectors.dense import ProposalSelection
