@@ -13,7 +13,7 @@ from psis_d2.evaluation.predictions import ImagePredictions, encode_masks
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import register_lvis_instances
 
 from random_results import CLASSES, random_case
 from tiny_coco import evaluate, predictions, rectangle
@@ -192,13 +192,8 @@ def test_detectron2s_lvis_is_read_like_any_json(tiny, catalogs):
     image = data.image(neg_category_ids=[5], not_exhaustive_category_ids=[3])
     data.add(image, 0, FIRST)
     data.register()
-    DatasetCatalog.register("own_lvis", lambda: pytest.fail("read by Detectron2's function"))
-    MetadataCatalog.get("own_lvis").set(
-        json_file=str(data.path),
-        image_root=str(data.folder),
-        evaluator_type="lvis",
-        thing_classes=["class0", "class1"],
-    )
+    names = {"thing_classes": ["class0", "class1"]}
+    register_lvis_instances("own_lvis", names, str(data.path), str(data.folder))
     truth = load_ground_truth("own_lvis")
     assert truth.absent == {image: {1}} and truth.not_exhaustive == {image: {0}}
     assert truth.json_ids == [3, 5]
