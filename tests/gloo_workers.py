@@ -12,6 +12,18 @@ from head_contract import contract_model, register_data
 from model_builders import partial_batch, tiny_model, training_losses
 
 
+def train(model: torch.nn.Module, steps: int) -> dict:
+    """The last losses of a distributed model; rank 0 sees masks, the others never do."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    flags = [[True, False], [True]] if comm.get_rank() == 0 else [[False, False], [False]]
+    for step in range(steps):
+        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    return losses
+
+
 def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> None:
     """Three steps of a part of the model; rank 0 sees masks, rank 1 never does.
 
@@ -21,13 +33,7 @@ def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> N
     model = tiny_model(*overrides, seed=rank)
     train_only(model, part)
     model = wrap_for_distribution(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    for step in range(3):
-        flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
-        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
+    losses = train(model, steps=3)
     state = {"mask_loss": losses["loss_mask"].item(), "model": model.module.state_dict()}
     torch.save(state, f"{folder}/rank{rank}.pth")
 
@@ -42,13 +48,7 @@ def train_heads_with_masks_on_rank_zero(folder: str, configs: list[str]) -> None
     for config in configs:
         model = wrap_for_distribution(contract_model(config, Path(folder), seed=rank))
         start = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for step in range(2):
-            flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
-            losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
+        train(model, steps=2)
         trained = {name: p.detach() for name, p in model.module.named_parameters()}
         found[config] = {"start": start, "trained": trained}
     torch.save(found, f"{folder}/heads{rank}.pth")

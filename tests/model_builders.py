@@ -155,6 +155,17 @@ def training_losses(model: torch.nn.Module, batch: list[dict], seed: int = 0) ->
         return model(batch)
 
 
+def training_context(model: torch.nn.Module, batch: list[dict]):
+    """The context that the mask head is trained on, by a spy in the head's place."""
+    seen = []
+    head = model.roi_heads.mask_head
+    original = head.losses
+    head.losses = lambda context: (seen.append(context), original(context))[1]
+    training_losses(model, batch)
+    head.losses = original
+    return seen[0]
+
+
 def condinst_model(config: str = "boxinst_mixed", *options, seed: int = 0) -> torch.nn.Module:
     """A tiny model of a CondInst quick config.
 

@@ -28,7 +28,13 @@ from head_contract import (
     region_heads,
     register_data,
 )
-from model_builders import annotated_boxes, flip_masks, partial_batch, training_losses
+from model_builders import (
+    annotated_boxes,
+    flip_masks,
+    partial_batch,
+    training_context,
+    training_losses,
+)
 
 ROOT = Path(__file__).parents[2]
 MIXED = [[True, False, True], [False, True]]
@@ -88,16 +94,6 @@ def assert_all_train(gradients: dict):
         assert gradient.isfinite().all(), name
 
 
-def context_of(model, batch):
-    """The context that the mask head of a model is trained on."""
-    head, seen = model.roi_heads.mask_head, []
-    original = head.losses
-    head.losses = lambda context: (seen.append(context), original(context))[1]
-    training_losses(model, batch)
-    head.losses = original
-    return seen[0]
-
-
 # ------------------------------------------------------------------------------ completeness
 
 
@@ -155,7 +151,7 @@ def test_a_batch_without_masks_trains_every_parameter(config, boxes, has_mask, f
 def test_no_region_at_all(name, folder):
     """The same losses as ever, zero if they are the mask's, and connected to every parameter."""
     model = contract_model(REGION_HEADS[name], folder)
-    head, context = model.roi_heads.mask_head, context_of(model, partial_batch(MIXED))
+    head, context = model.roi_heads.mask_head, training_context(model, partial_batch(MIXED))
     nothing = context.select(torch.zeros(len(context), dtype=torch.bool))
     assert len(context) > 0 == len(nothing)
     losses = head.losses(nothing)
@@ -231,7 +227,7 @@ def test_a_head_on_all_foreground_learns_from_masks_alone(boxes, foreground_head
     assert_same_bits(clean, dirty)
     assert_same_bits(gradients, others)
     model = build()
-    context = context_of(model, partial_batch(MIXED))
+    context = training_context(model, partial_batch(MIXED))
     seen = context.has_mask
     assert 0 < seen.sum() < len(seen)
     logits = model.roi_heads.mask_head.predict(context)

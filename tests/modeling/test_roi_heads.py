@@ -9,25 +9,14 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from model_builders import SHAPEPROP, partial_batch, tiny_model, training_losses
+from model_builders import SHAPEPROP, partial_batch, tiny_model, training_context
 
 MIXED = [[True, False, True], [False, True]]
 
 
-def regions_of(model, batch):
-    """The regions that the mask head is trained on, by a spy in its place."""
-    seen = []
-    head = model.roi_heads.mask_head
-    original = head.losses
-    head.losses = lambda context: (seen.append(context), original(context))[1]
-    training_losses(model, batch)
-    head.losses = original
-    return seen[0]
-
-
 def test_ground_truth_boxes_are_the_annotated_objects_in_order():
     batch = partial_batch(MIXED)
-    context = regions_of(tiny_model("PSIS.MASK_TRAIN_BOXES", "gt"), batch)
+    context = training_context(tiny_model("PSIS.MASK_TRAIN_BOXES", "gt"), batch)
     for item, regions in zip(batch, context.regions, strict=True):
         truth = item["instances"][item["instances"].gt_has_mask]
         assert torch.equal(regions.proposal_boxes.tensor, truth.gt_boxes.tensor)
@@ -35,7 +24,7 @@ def test_ground_truth_boxes_are_the_annotated_objects_in_order():
 
 
 def test_proposals_are_foreground_with_a_mask_and_their_targets_match_their_object():
-    context = regions_of(tiny_model(), partial_batch(MIXED))
+    context = training_context(tiny_model(), partial_batch(MIXED))
     assert len(context) > 0
     assert context.has_mask.all()
     assert context.classes.max() < 20
