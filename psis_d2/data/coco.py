@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from psis_d2.data.records import read_id, usable_records
+from psis_d2.data.records import number_annotations, read_id, usable_records
 from psis_d2.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Of an image that LVIS lists, its data set's folders and names are behind this part of its url.
 _URL_PARTS = 2
-_ANNOTATION_KEYS = ("id", "bbox", "iscrowd", "ignore", "segmentation", "area")
+_ANNOTATION_KEYS = ("id", "json_id", "bbox", "iscrowd", "ignore", "segmentation", "area")
 _LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -113,6 +113,9 @@ def load_coco(
             "path."
         )
     ids = _set_categories(content, json_file, dataset_name)
+    # COCO 2014's published minival files have annotation ids that occur twice.
+    repeated_ids = "minival" in os.path.basename(json_file)
+    _number(content["annotations"], json_file, repeated_ids)
     records = _image_records(content["images"], json_file, image_root, ids)
     _add_annotations(records, content["annotations"], ids, json_file)
     logger.info("read %d images from %s", len(records), json_file)
@@ -121,8 +124,7 @@ def load_coco(
         json_file,
         MetadataCatalog.get(dataset_name).thing_classes,
         crowds=crowds,
-        # COCO 2014's published minival files have annotation ids that occur twice.
-        repeated_ids="minival" in os.path.basename(json_file),
+        repeated_ids=repeated_ids,
     )
 
 
@@ -149,16 +151,19 @@ def match_annotations(dicts: Sequence[dict], annotations: Sequence[dict]) -> dic
     Returns:
         {(image id, annotation id): entry} of all annotations in the dicts.
     """
-    numbered = any("json_id" in a for record in dicts for a in record["annotations"]) or any(
-        read_id(entry.get("id")) is None for entry in annotations
-    )
+    entries = [dict(entry) for entry in annotations]
+    _number(entries, "the json", repeated_ids=True)
     wanted = {(record["image_id"], a["id"]) for record in dicts for a in record["annotations"]}
-    found = {}
-    for number, entry in enumerate(annotations, start=1):
-        key = read_id(entry["image_id"]), number if numbered else read_id(entry["id"])
-        if key in wanted:
-            found[key] = entry
-    return found
+    keys = ((read_id(entry.get("image_id")), entry["id"]) for entry in entries)
+    pairs = zip(keys, annotations, strict=True)
+    return {key: annotation for key, annotation in pairs if key in wanted}
+
+
+def _number(annotations: Sequence[dict], json_file: str, repeated_ids: bool) -> None:
+    """Number a json's annotations in the order of the file. In place."""
+    for annotation in annotations:
+        annotation.pop("json_id", None)  # ours alone
+    number_annotations(annotations, json_file, repeated_ids)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -310,9 +315,9 @@ def _add_annotations(
     records: dict, annotations: Sequence[dict], category_ids: dict, json_file: str
 ) -> None:
     """Append every annotation to its image's record."""
-    for position, annotation in enumerate(annotations, start=1):
-        key, image_id = annotation.get("id"), read_id(annotation.get("image_id"))
-        own = f"Annotation {key}" if read_id(key) is not None else f"Annotation number {position}"
+    for annotation in annotations:
+        image_id = read_id(annotation.get("image_id"))
+        own = f"Annotation {annotation.get('json_id', annotation['id'])}"
         if image_id is None or image_id not in records:
             raise UserError(
                 f"{own} in {json_file} belongs to image id {annotation.get('image_id')!r}, which "

@@ -92,12 +92,12 @@ def _to_8_bits(
         raise UserError(
             f"The image {path} (Pillow's mode {mode}) has values that are not finite; convert it."
         )
-    if len(pixel_range) == 2:
-        low, high = pixel_range
-        if not low < high:
+    if len(pixel_range):
+        if len(pixel_range) != 2 or not pixel_range[0] < pixel_range[1]:
             raise UserError(
-                f"PSIS.PIXEL_RANGE is {list(pixel_range)}; its first value must be the smaller one."
+                f"PSIS.PIXEL_RANGE is {list(pixel_range)}; give two values, the smaller one first."
             )
+        low, high = pixel_range
     else:
         low, high = (0, 1) if mode == _FLOAT_MODE else (0, 65535)
         if values.min() < low or values.max() > high:

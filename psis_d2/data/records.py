@@ -76,7 +76,8 @@ def usable_records(
             )
         image_ids.add(record["image_id"])
         records.append(record)
-    _number_annotations(records, where, repeated_ids)
+    annotations = [annotation for record in records for annotation in record["annotations"]]
+    number_annotations(annotations, where, repeated_ids)
     flat = taken = 0
     for record in records:
         annotations = record["annotations"]
@@ -190,9 +191,19 @@ def _is_real(value) -> bool:
     return type(value) in (int, float) or isinstance(value, (np.integer, np.floating))
 
 
-def _number_annotations(records: list[dict], where: str, repeated_ids: bool) -> None:
-    """Give every annotation a unique id of 64 bits, its own if all are such. In place."""
-    annotations = [annotation for record in records for annotation in record["annotations"]]
+def number_annotations(annotations: Sequence[dict], where: str, repeated_ids: bool = False) -> None:
+    """Give every annotation a unique ``id`` of 64 bits, its own if all are such. In place.
+
+    Otherwise all are numbered from 1, and what an annotation had becomes its ``json_id``.
+
+    Args:
+        annotations: of a whole data set, in its order.
+        where: see :func:`usable_records`.
+        repeated_ids: whether ids may occur twice.
+
+    Raises:
+        UserError: an id is neither an integer nor a text, or occurs twice.
+    """
     known, all_small = set(), True
     for position, annotation in enumerate(annotations, start=1):
         raw = annotation.get("id")

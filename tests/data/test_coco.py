@@ -3,7 +3,7 @@ import logging
 from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
-from psis_d2.data.coco import load_categories, load_coco, register_coco_json
+from psis_d2.data.coco import load_categories, load_coco, match_annotations, register_coco_json
 from psis_d2.errors import UserError
 
 import pytest
@@ -324,3 +324,28 @@ def test_reading_does_not_change_the_file(write_json):
     with open(json_file) as file:
         assert json.load(file) == before
     assert load_coco(json_file, folder, "toy") == first
+
+
+@pytest.mark.parametrize("ids", [(7, 3), (..., ...), ("a", 3), (2**70, 3)])
+def test_entries_of_the_json_are_found_by_the_ids_that_reading_gave(write_json, ids):
+    # The first one is of the image that comes second.
+    entries = [
+        annotation(key, bbox=[1, 2, 3 + i, 4], image_id=image_id)
+        for i, (key, image_id) in enumerate(zip(ids, (9, 2), strict=True))
+    ]
+    json_file, folder = write_json(IMAGES, entries)
+    dicts = load_coco(json_file, folder, "toy")
+    assert [a["id"] for r in dicts for a in r["annotations"]] == (
+        [3, 7] if ids == (7, 3) else [2, 1]
+    )
+    found = match_annotations(dicts, entries)
+    for record in dicts:
+        for read in record["annotations"]:
+            assert found.pop((record["image_id"], read["id"]))["bbox"] == read["bbox"]
+    assert found == {}
+
+
+def test_entries_that_were_left_out_are_not_found(write_json):
+    entries = [annotation(1, bbox=[1, 2, 0, 4]), annotation(2)]
+    dicts = load_coco(*write_json(IMAGES, entries), "toy")
+    assert match_annotations(dicts, entries) == {(9, 2): entries[1]}

@@ -71,10 +71,11 @@ def test_values_that_say_nothing_of_their_range_are_refused(save, values, messag
     assert path in str(caught.value)
 
 
-def test_a_range_upside_down_is_refused(save):
+@pytest.mark.parametrize("values", [[5, 5], [7, 5], [4095], [0, 1, 2]])
+def test_what_is_no_range_is_refused(save, values):
     path = save(np.array([[0, 1]], np.uint16))
-    with pytest.raises(UserError, match=r"PSIS.PIXEL_RANGE is \[5, 5\]"):
-        read_pixels(path, "L", [5, 5])
+    with pytest.raises(UserError, match=r"PSIS.PIXEL_RANGE is \[.*; give two values"):
+        read_pixels(path, "L", values)
 
 
 def test_8_bits_stay_as_they_are_and_the_range_is_not_for_them(save):
