@@ -317,7 +317,7 @@ def _add_shapemask_config(cfg: CN) -> None:
     priors and masks are class-agnostic.
     """
     node = cfg.PSIS.SHAPEMASK = CN()
-    # File of tools/make_shape_priors.py; "" = made in OUTPUT_DIR when training starts.
+    # File of psis-d2 make-shape-priors; "" = made in OUTPUT_DIR when training starts.
     node.PRIORS = ""
     # Priors (of a category, if class-specific); 0 = the paper's 100, class-specific 20.
     node.NUM_PRIORS = 0
@@ -393,7 +393,7 @@ def _add_teacher_student_config(cfg: CN) -> None:
     node.STUDENT_WEIGHT = 1.0
     # ... and, within the latter, of regions with a pseudo mask (paper Eq. 6: as of the others).
     node.PSEUDO_WEIGHT = 1.0
-    # Build no teacher (of either architecture): for testing what tools/export_student.py writes.
+    # Build no teacher (of either architecture): for testing what psis-d2 export-student writes.
     node.STUDENT_ONLY = False
     # Masks of the student (as in the paper) | teacher, to see what the student made of them.
     node.PREDICT_WITH = "student"

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 
 from psis_d2.config import add_psis_config
 from psis_d2.data.build import (
@@ -15,6 +14,7 @@ from psis_d2.data.build import (
 from psis_d2.data.coco import register_coco_json
 from psis_d2.data.shape_priors import prepare_shape_priors
 from psis_d2.errors import UserError
+from psis_d2.model_zoo import find_config_file
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -60,18 +60,18 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line.
 
     Args:
-        args: ``config_file``, ``opts``, ``num_gpus`` and the flags of :func:`add_data_arguments`.
+        args: ``config_file`` (a file or a name), ``opts``, ``num_gpus`` and the flags of
+            :func:`add_data_arguments`.
 
     Raises:
         UserError: for a config file or key that does not exist, and for inconsistent data.
     """
     cfg = get_cfg()
     add_psis_config(cfg)
-    if args.config_file and not os.path.isfile(args.config_file):
-        raise UserError(f"The config file {args.config_file} does not exist; see configs/.")
+    config_file = find_config_file(args.config_file)
     try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
+        if config_file:
+            cfg.merge_from_file(config_file)
         _use_data_files(cfg, args)
         cfg.merge_from_list(args.opts or [])
     except (KeyError, ValueError, AssertionError) as error:
@@ -185,7 +185,9 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     What ``TEST.EXPECTED_RESULTS`` says of boxes that ``TEST.BOXES`` leaves out goes from ``cfg``.
     """
-    default_setup(cfg, args)
+    # It logs the file's text.
+    config_file = find_config_file(args.config_file)
+    default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": config_file}))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psis_d2")
     if left_out := _leave_out_unmeasured(cfg):
         logger.warning(

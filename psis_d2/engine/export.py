@@ -1,21 +1,10 @@
-#!/usr/bin/env python3
-"""Leave the teacher out of a trained teacher-student model.
+"""A trained teacher-student model without its teacher."""
 
-    python tools/export_student.py --config-file configs/teacher_student_R50.yaml \
-        --output student.pth MODEL.WEIGHTS output/teacher_student_R50/model_final.pth
-
-Writes the checkpoint and, beside it, the config to use it with (student.yaml): the same one with
-PSIS.TEACHER_STUDENT.STUDENT_ONLY. The optimizer's state is left out, too: nothing is left to train.
-"""
-
-import argparse
 import os
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
-from psis_d2.engine import Trainer
-from psis_d2.engine.setup import add_data_arguments, build_config
-from psis_d2.engine.trainer import build_checkpointer
-from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.engine.trainer import Trainer, build_checkpointer
+from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
 
 import torch
@@ -23,17 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line: train_net.py's, as far as it goes, and the file to write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the training")
-    parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
-    add_data_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., with MODEL.WEIGHTS")
-    return parser.parse_args(argv)
-
-
-def export(cfg: CfgNode, output: str) -> int:
+def export_student(cfg: CfgNode, output: str) -> int:
     """Write a checkpoint of the model without its teacher, and its config.
 
     Args:
@@ -82,18 +61,3 @@ def export(cfg: CfgNode, output: str) -> int:
             f"Cannot write {output} ({error.strerror or error}); choose another --output."
         ) from error
     return sum(content["model"][name].numel() for name in left_out)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of the command line."""
-    args = parse_arguments(argv)
-    args.num_gpus = 0
-    with exit_on_user_error():
-        left_out = export(build_config(args), args.output)
-        config = f"{os.path.splitext(args.output)[0]}.yaml"
-        print(f"{args.output} has no teacher ({left_out} numbers less); use it with its config:")
-        print(f"python train_net.py --config-file {config} --eval-only")
-
-
-if __name__ == "__main__":
-    main()
