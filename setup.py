@@ -174,7 +174,7 @@ def make_extension():
 
     debug = os.environ.get("DEBUG", "0") == "1"
     # -Wno-psabi: vectors never cross a function that is not inlined.
-    cxx = ["-std=c++17", "-Wall", "-Wno-psabi", *(["-O0", "-g"] if debug else ["-O3"])]
+    cxx = ["-std=c++17", "-Wall", "-Wno-psabi", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
     macros = [("PSIS_D2_TORCH_VERSION", f'"{torch.__version__}"')]
     sources = glob.glob("csrc/*.cpp", root_dir=ROOT) + glob.glob("csrc/cpu/*.cpp", root_dir=ROOT)
     depends = glob.glob("csrc/**/*.h", root_dir=ROOT, recursive=True)

@@ -1,4 +1,4 @@
-"""Write a json with GrabCut masks for the objects that training may see boxes of only.
+"""Write a json with GrabCut masks for objects that have boxes only.
 
     psis-d2 make-grabcut-masks --dataset coco_2017_train --seen voc --output grabcut.json
     psis-d2 make-grabcut-masks --json train.json --images images/ --output grabcut.json
