@@ -46,6 +46,7 @@ REQUIRES = [
     "fvcore>=0.1.5",
     "iopath>=0.1.9",
     "tqdm>=4.60",
+    "filelock>=3.0",
     # Detectron2's model zoo imports pkg_resources.
     "setuptools<81",
 ]

@@ -52,11 +52,16 @@ def find_config_file(name_or_file: str) -> str:
     """The path of a config that a user gives as a file or by its name.
 
     Args:
-        name_or_file: a file goes before a name; "" stays "".
+        name_or_file: a file goes before a name; ``psis_d2://NAME`` is the config that a trained
+            model has inside; "" stays "".
 
     Raises:
         UserError: it is neither.
     """
+    if name_or_file.startswith("psis_d2://"):
+        from psis_d2.model_zoo.checkpoints import config_file_of  # which imports this module
+
+        return config_file_of(name_or_file)
     if not name_or_file or "://" in name_or_file or os.path.isfile(name_or_file):
         return name_or_file
     try:
