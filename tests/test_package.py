@@ -64,7 +64,8 @@ def test_the_wheel_holds_all_code_and_all_configs_and_nothing_else(pure_wheel):
         for p in (ROOT / "configs").rglob("*.yaml")
     }
     assert len(configs) > 50
-    data = {p.relative_to(ROOT).as_posix() for p in (ROOT / "psis_d2").rglob("*.json")}
+    zoo = ROOT / "psis_d2" / "model_zoo"
+    data = {p.relative_to(ROOT).as_posix() for p in (zoo / "zoo.json", *zoo.glob("weights/*"))}
     found = {name for name in names if ".dist-info/" not in name}
     assert found == code | configs | data
 

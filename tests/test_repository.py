@@ -31,6 +31,8 @@ CLOSED_DOORS = {
     "data": ("ops", "modeling", "evaluation", "engine"),
     "modeling": ("evaluation", "engine"),
     "evaluation": ("modeling", "engine"),
+    "engine": ("cli",),
+    "model_zoo": ("evaluation", "cli"),
 }
 
 

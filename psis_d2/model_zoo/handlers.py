@@ -11,6 +11,7 @@ from psis_d2.errors import UserError
 from psis_d2.model_zoo.catalog import PREFIX
 from psis_d2.model_zoo.checkpoints import local_path
 from psis_d2.model_zoo.download import Failed, fetch_from_hub
+from psis_d2.model_zoo.weights import as_pth
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
@@ -46,14 +47,18 @@ class AddressHandler(PathHandler):
         return open(self._get_local_path(path), mode)
 
 
+def _from_zoo(path: str) -> Path:
+    return as_pth(local_path(path))
+
+
 def _from_hub(path: str) -> Path:
     try:
-        return fetch_from_hub(path)
+        return as_pth(fetch_from_hub(path))
     except Failed as error:
         raise UserError(
             f"{path} cannot be downloaded ({error}); check the address and the network."
         ) from error
 
 
-PathManager.register_handler(AddressHandler(PREFIX, local_path))
+PathManager.register_handler(AddressHandler(PREFIX, _from_zoo))
 PathManager.register_handler(AddressHandler("hf://", _from_hub))

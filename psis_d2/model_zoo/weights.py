@@ -4,12 +4,16 @@ A ``.safetensors`` file has tensors only; the entry is json in its header, under
 content is the same in both: {"model": {name: tensor}, "psis_d2": {...}}.
 """
 
+import importlib
 import json
+import os
 import pickle
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psis_d2.errors import UserError
+from psis_d2.model_zoo.download import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,14 +65,12 @@ def write_weights(path: str | Path, content: dict) -> None:
     Raises:
         UserError: the name ends otherwise, or the file cannot be written.
     """
-    import os
-
     import torch
 
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} ends in neither {' nor '.join(SUFFIXES)}; rename it.")
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -87,14 +89,28 @@ def write_weights(path: str | Path, content: dict) -> None:
         part.unlink(missing_ok=True)
 
 
+def as_pth(path: Path) -> Path:
+    """A file that Detectron2's own checkpointer reads: `path`, or a copy of it in the cache.
+
+    Args:
+        path: ``.safetensors`` files are converted, at every call: nobody vouches for an older copy.
+
+    Raises:
+        UserError: it cannot be read, or the copy cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        return path
+    copy = cache_folder() / "converted" / f"{path.stem}.pth"
+    write_weights(copy, read_weights(path))
+    return copy
+
+
 def _separate(model: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Tensors without shared memory, which safetensors refuses."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in model.items()}
 
 
 def _safetensors(module: str = "safetensors"):
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

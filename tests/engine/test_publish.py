@@ -133,7 +133,7 @@ def test_detectron2s_predictor_and_the_zoos_functions_load_it(trained, tmp_path,
     assert all(torch.equal(state[name], x) for name, x in weights.items())
 
 
-def test_safetensors_and_back(trained, tmp_path):
+def test_safetensors_and_back(trained, tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
     publish(trained, tmp_path / "a", "--safetensors")
     publish(trained, tmp_path / "b")
@@ -142,6 +142,10 @@ def test_safetensors_and_back(trained, tmp_path):
     assert a["model"].keys() == b["model"].keys()
     assert all(torch.equal(x, b["model"][name]) for name, x in a["model"].items())
     assert a["psis_d2"] == b["psis_d2"]
+    # Detectron2's checkpointer, which knows nothing of them, loads them by their name.
+    monkeypatch.setenv("PSIS_D2_ZOO", str(tmp_path / "a" / "zoo.json"))
+    state = model_zoo.get("tiny", trained=True, device="cpu").state_dict()
+    assert all(torch.equal(state[name], x) for name, x in b["model"].items())
     write_weights(tmp_path / "again.pth", a)
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert again["psis_d2"] == b["psis_d2"]
