@@ -37,8 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do one of it. The status is 1 if a file is not what it should be."""
     if args.action == "list":
-        for model in models().values():
+        found = models()
+        for model in found.values():
             print(_line(model))
+        if not found:
+            print("There are no trained models yet; PSIS_D2_ZOO names further lists.")
     elif args.action == "configs":
         print("\n".join(config_names()))
     elif args.action == "get":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from urllib.parse import urljoin, urlsplit
 
 from psis_d2.errors import UserError
 from psis_d2.model_zoo.download import cache_folder, is_offline, read_url
+
+logger = logging.getLogger(__name__)
 
 BUILTIN = Path(__file__).resolve().parent / "zoo.json"
 PREFIX = "psis_d2://"
@@ -30,8 +33,8 @@ class Model:
     Attributes:
         name: what stands behind ``psis_d2://``.
         config: name of the config that it was trained with, see :mod:`psis_d2.model_zoo.configs`.
-        urls: where its file is, tried in order: ``https:``, ``hf:``, or ``file:``, relative to the
-            list that names it.
+        urls: where its file is, tried in order: ``https:``, ``hf:``, or ``file:``; in a list, a
+            relative one begins at the list, on a disk or a server.
         sha256: of the file.
         size: of the file, in bytes.
         commit: of this project's code that trained it.
@@ -145,7 +148,7 @@ def _parse(row: dict, base: str) -> Model:
     fields = {f.name for f in dataclasses.fields(Model)}
     if unknown := row.keys() - fields:
         raise ValueError(f"unknown key {min(unknown)}")
-    urls = tuple(url if url.startswith("hf://") else urljoin(base, url) for url in row["urls"])
+    urls = tuple(_resolve(url, base) for url in row["urls"])
     model = Model(**{**row, "urls": urls})
     # It becomes a file's name.
     if not re.fullmatch(r"\w[\w.-]*", model.name):
@@ -155,6 +158,14 @@ def _parse(row: dict, base: str) -> Model:
     if not urls or type(model.size) is not int or model.size <= 0:
         raise ValueError(f"{model.name} has no urls or no size in bytes")
     return model
+
+
+def _resolve(url: str, base: str) -> str:
+    """An address as a whole; relative ones begin at the list, wherever that is."""
+    if url.startswith("hf://"):
+        return url
+    relative = url.startswith("file:") and not url.startswith("file:/")
+    return urljoin(base, url.removeprefix("file:") if relative else url)
 
 
 def _read_local(source: str) -> str:
@@ -185,6 +196,8 @@ def _read_remote(source: str) -> str:
     else:
         reason = "PSIS_D2_OFFLINE is set"
     if copy.is_file():
+        if not is_offline():
+            logger.warning("%s is not reached (%s): its last copy is used.", source, reason)
         return copy.read_text(encoding="utf-8")
     raise UserError(
         f"The model zoo {source} cannot be read ({reason}), and there is no copy of it; correct "

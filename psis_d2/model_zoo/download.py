@@ -89,7 +89,8 @@ def fetch(urls: Sequence[str], *, file_name: str, sha256: str, size: int) -> Pat
                 try:
                     return _from_url(url, target, sha256, size)
                 except Failed as error:
-                    logger.warning("%s: %s", url, error)
+                    if url != urls[-1]:
+                        logger.warning("%s: %s; trying the next address.", url, error)
                     reasons.append(f"{_host(url)}: {error}")
     except OSError as error:
         room = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check"

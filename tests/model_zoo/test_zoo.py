@@ -98,7 +98,7 @@ def test_detectron2_reads_an_address(zoo, tmp_path):
 
 
 def test_a_zoo_at_an_address_and_its_copy(zoo, monkeypatch):
-    remote = {**ROW, "name": "remote", "urls": ["weights/r.pth"]}
+    remote = {**ROW, "name": "remote", "urls": ["file:weights/r.pth"]}
     listing = json.dumps({"format": 1, "models": [remote]}).encode()
     with FileServer({"/a/zoo.json": listing, "/a/weights/r.pth": CONTENT}) as server:
         monkeypatch.setenv("PSIS_D2_ZOO", f"{server.url('/a/zoo.json')}, {zoo}")
