@@ -88,6 +88,12 @@ assert not {"torch", "detectron2"} & sys.modules.keys()
     assert f"psis-d2 {__version__}" in done.stdout
 
 
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m psis_d2 zoo configs | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
 def test_two_processes_from_python_m_in_another_folder(tmp_path):
     """A spawned process imports the entry point once more, under another name."""
     line = ["train", "--config-file", "quick/agnostic_shapes", "--num-gpus", "0"]

@@ -13,6 +13,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -51,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"psis-d2 {__version__}")
         return 0
-    with exit_on_user_error():
-        return run_command(name, arguments)
+    try:
+        with exit_on_user_error():
+            return run_command(name, arguments)
+    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        return 1
 
 
 def run_command(name: str, arguments: Sequence[str] = ()) -> int:
