@@ -410,7 +410,7 @@ def _add_shapemask_config(keys: dict[str, Key]) -> None:
     """
     node = Keys(keys, "PSIS.SHAPEMASK")
     priors = read_with("PSIS.SHAPEMASK.SHAPE_PRIOR")
-    # File of tools/make_shape_priors.py; "" = made in OUTPUT_DIR when training starts.
+    # File of psis-d2 make-shape-priors; "" = made in OUTPUT_DIR when training starts.
     node.PRIORS = "", text(empty=True), priors
     # Priors (of a category, if class-specific); 0 = the paper's 100, class-specific 20.
     node.NUM_PRIORS = 0, whole(0), priors
@@ -491,7 +491,7 @@ def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     node.STUDENT_WEIGHT = 1.0, number(0.0)
     # ... and, within the latter, of regions with a pseudo mask (paper Eq. 6: as of the others).
     node.PSEUDO_WEIGHT = 1.0, number(0.0)
-    # Build no teacher (of either architecture): for testing what tools/export_student.py writes.
+    # Build no teacher (of either architecture): for testing what psis-d2 export-student writes.
     node.STUDENT_ONLY = False, flag()
     # Masks of the student (as in the paper) | teacher, to see what the student made of them.
     node.PREDICT_WITH = "student", one_of("student", "teacher")

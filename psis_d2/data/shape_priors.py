@@ -209,7 +209,7 @@ def load_shape_priors(path: str) -> ShapePriors:
     Raises:
         UserError: there is none, or it is something else.
     """
-    make = "make it with tools/make_shape_priors.py"
+    make = "make it with psis-d2 make-shape-priors"
     if not os.path.isfile(path):
         raise UserError(f"The shape priors {path} do not exist; {make}.")
     try:
@@ -262,7 +262,7 @@ def _check_visible(cfg, path: str, provenance: dict) -> None:
             f"The shape priors {path} were made from masks of {', '.join(hidden[:5])}"
             f"{' and others' * (len(hidden) > 5)}, which PSIS.SEEN_CLASSES "
             f"{cfg.PSIS.SEEN_CLASSES} hides from training; make them with "
-            "tools/make_shape_priors.py and the same split."
+            "psis-d2 make-shape-priors and the same split."
         )
 
 

@@ -14,6 +14,7 @@ from psis_d2.data.coco import register_coco_json
 from psis_d2.engine.expectations import settle_expectations
 from psis_d2.engine.model_keys import check_model
 from psis_d2.errors import UserError
+from psis_d2.model_zoo import find_config_file
 from psis_d2.modeling.mask_heads.base import prepare_mask_head
 
 import torch
@@ -59,7 +60,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line.
 
     Args:
-        args: ``config_file``, ``opts``, ``num_gpus`` and the flags of :func:`add_data_arguments`.
+        args: ``config_file`` (a file or a name), ``opts``, ``num_gpus`` and the flags of
+            :func:`add_data_arguments`.
 
     Raises:
         UserError: for a config file, key or value that cannot be used or has no effect, and for
@@ -67,8 +69,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     add_psis_config(cfg)
-    if args.config_file:
-        merge_file(cfg, args.config_file)
+    if config_file := find_config_file(args.config_file):
+        merge_file(cfg, config_file)
     options = args.opts or []
     merge_options(cfg, options)
     check_config(cfg)
@@ -176,6 +178,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         UserError: ``OUTPUT_DIR`` cannot be written to.
     """
+    # The expectations are those of the file; Detectron2 logs its text.
+    args = argparse.Namespace(**vars(args) | {"config_file": find_config_file(args.config_file)})
     told = settle_expectations(cfg, args)
     if comm.is_main_process() and "://" not in cfg.OUTPUT_DIR:
         try:

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from psis_d2.cli import run_command
 from psis_d2.data import get_dataset_dicts, get_training_dicts
 from psis_d2.data.coco import register_coco_json
 from psis_d2.data.grabcut import GrabCut, grabcut_masks
@@ -17,10 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
-
-from tool_scripts import load_tool
-
-make_grabcut_masks = load_tool("make_grabcut_masks")
 
 SIZE = 48
 GREEN, RED = (40, 160, 60), (200, 60, 50)
@@ -346,7 +343,7 @@ def test_the_tool_writes_a_json_with_grabcut_masks(paint_dataset, tmp_path, caps
     (tmp_path / "seen.txt").write_text("dog\nbird\n")
     line = ["--json", str(tmp_path / "grab_tool.json"), "--images", str(tmp_path / "images")]
     line += ["--seen", str(tmp_path / "seen.txt"), "--cache", str(tmp_path / "cache")]
-    make_grabcut_masks.main([*line, "--output", str(tmp_path / "out.json")])
+    run_command("make-grabcut-masks", [*line, "--output", str(tmp_path / "out.json")])
     assert "2 GrabCut masks" in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["images"] == source["images"]
@@ -358,10 +355,9 @@ def test_the_tool_writes_a_json_with_grabcut_masks(paint_dataset, tmp_path, caps
             assert after["bbox"] == before["bbox"]
 
 
-def test_the_tool_wants_one_source(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        make_grabcut_masks.main(["--json", "a.json", "--output", "b.json"])
-    assert "--dataset, or --json and --images" in capsys.readouterr().err
+def test_the_tool_wants_one_source():
+    with pytest.raises(UserError, match="--dataset, or --json and --images"):
+        run_command("make-grabcut-masks", ["--json", "a.json", "--output", "b.json"])
 
 
 # ----------------------------------------------------------------------------- damaged caches

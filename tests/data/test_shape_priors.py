@@ -214,7 +214,7 @@ def test_priors_of_hidden_masks_are_refused(shapes, tmp_path):
 
 def test_unusable_files(tmp_path):
     path = tmp_path / "x.npz"
-    with pytest.raises(UserError, match="do not exist; make it with tools/make_shape_priors.py"):
+    with pytest.raises(UserError, match="do not exist; make it with psis-d2 make-shape-priors"):
         load_shape_priors(str(path))
     path.write_text("no")
     with pytest.raises(UserError, match="is no file of shape priors"):

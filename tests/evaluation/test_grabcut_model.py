@@ -100,7 +100,7 @@ def test_grabcut_masks_are_made_before_training(tmp_path, monkeypatch):
     def main(args):
         found.extend((tmp_path / "cache").rglob("*.json"))
 
-    monkeypatch.setattr(train_net, "main", main)
+    monkeypatch.setattr("psis_d2.engine.train.run_process", main)
     train_net.invoke_main(["--eval-only", *line])
     assert not found
     train_net.invoke_main(line)

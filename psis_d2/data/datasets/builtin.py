@@ -46,7 +46,7 @@ def _require_visual_genome(json_file: str) -> None:
     if not os.path.isfile(json_file):
         raise UserError(
             f"Visual Genome is not there as a COCO-format json ({json_file} is missing); make it "
-            "with tools/prepare_visual_genome.py."
+            "with psis-d2 prepare-visual-genome."
         )
 
 

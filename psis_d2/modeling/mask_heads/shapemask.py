@@ -311,8 +311,8 @@ class ShapeMaskHead(RegionMaskHead):
         if self.missing_priors is not None:
             raise UserError(
                 f"The shape priors {self.missing_priors} do not exist; make them with "
-                "tools/make_shape_priors.py and name them as PSIS.SHAPEMASK.PRIORS, or start "
-                "training with train_net.py, which makes them."
+                "psis-d2 make-shape-priors and name them as PSIS.SHAPEMASK.PRIORS, or start "
+                "training with psis-d2 train, which makes them."
             )
         names = ["loss_coarse", "loss_mask"] + ["loss_prior"] * (self.shape is not None)
         if len(context) == 0:

@@ -254,5 +254,5 @@ def test_without_images_or_preparation_the_mend_is_said(folder, tmp_path, unregi
         prepare(str(folder), str(tmp_path / "val.json"), num_classes=3, progress=False)
     register_visual_genome(str(tmp_path))
     assert not Path(json_path(str(folder), "train")).exists()
-    with pytest.raises(UserError, match="tools/prepare_visual_genome.py"):
+    with pytest.raises(UserError, match="psis-d2 prepare-visual-genome"):
         get_dataset_dicts("vg_train")

@@ -1,39 +1,27 @@
-#!/usr/bin/env python3
-"""Draw what a mask head saw beside its masks: CPMask's boundaries and mean affinities (its Fig. 4).
+"""Pictures of what a mask head saw beside its masks, such as those of CPMask's Fig. 4."""
 
-    python tools/draw_heat_maps.py --config-file configs/cpmask_R50.yaml --output heat.png \
-        MODEL.WEIGHTS output/cpmask_R50/model_final.pth
-    python tools/draw_heat_maps.py --config-file ... --image a.jpg --image b.jpg MODEL.WEIGHTS ...
-
-Without --image, objects of the validation data in their annotated boxes, of unseen categories;
-with --image, what the detector finds in them. A dashed red line is the annotated mask. Each
-heat-map has a scale of its own, written above it: blue is the lowest value, yellow the highest.
-"""
-
-import argparse
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.data import build_test_loader, get_class_names, get_dataset_dicts, seen_ids_for
 from psis_d2.data.mapper import PartialMaskMapper
-from psis_d2.engine import Trainer
-from psis_d2.engine.setup import add_data_arguments, build_config, choose_gpus
-from psis_d2.engine.trainer import build_checkpointer
-from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.engine.trainer import Trainer, build_checkpointer
+from psis_d2.errors import UserError, check_choice
 from psis_d2.evaluation.given_box_models import GivenBoxModel
 from psis_d2.modeling.context import RegionContext
 from psis_d2.visualization import UNSEEN_MARK, heat_map_grid, instance_colors, save_png
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
-from detectron2.utils.logger import setup_logger
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
 
+CATEGORIES = ("unseen", "seen", "all")
 _FIELD = "heat_map_"
 
 
@@ -76,7 +64,7 @@ def validation_objects(cfg, model: nn.Module) -> Iterator[tuple[np.ndarray, Inst
 
 
 def detected_objects(
-    cfg, model: nn.Module, paths: list[str], min_score: float
+    cfg, model: nn.Module, paths: Sequence[str], min_score: float
 ) -> Iterator[tuple[np.ndarray, Instances, list]]:
     """Of each image file: RGB image, detections with masks, no true masks."""
     mapper = PartialMaskMapper(cfg, is_train=False)
@@ -116,29 +104,33 @@ def samples_of(
         )
 
 
-def main() -> None:
-    """Load, predict, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--output", default="heat_maps.png", help="picture to write")
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        help="image file, may be repeated; else validation data",
-    )
-    parser.add_argument(
-        "--categories", choices=["unseen", "seen", "all"], help="default: unseen; all with --image"
-    )
-    parser.add_argument("--objects", type=int, default=12, help="objects in the picture")
-    parser.add_argument("--per-image", type=int, default=2, help="objects of an image at the most")
-    parser.add_argument("--min-score", type=float, default=0.5, help="of detections in --image")
-    add_data_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, MODEL.WEIGHTS too")
-    args = parser.parse_args()
-    args.num_gpus = choose_gpus(None)
-    cfg = build_config(args)
-    setup_logger(name="psis_d2").setLevel("WARNING")
+def draw_heat_maps(
+    cfg: CfgNode,
+    output: str,
+    images: Sequence[str] = (),
+    *,
+    categories: str = "",
+    objects: int = 12,
+    per_image: int = 2,
+    min_score: float = 0.5,
+) -> None:
+    """Write a picture of objects, their masks and the heat-maps of their mask head.
+
+    Args:
+        cfg: a config whose mask head has ``heat_maps``; ``MODEL.WEIGHTS`` names a trained model.
+        output: png to write.
+        images: image files, objects being what the detector finds in them; without any, objects of
+            the validation data in their annotated boxes.
+        categories: "unseen", "seen" or "all"; "" = unseen, or all if there are image files.
+        objects: how many are drawn, at most.
+        per_image: how many of one image, at most.
+        min_score: of detections in image files.
+
+    Raises:
+        UserError: there is nothing to draw, or a file is missing.
+    """
+    wanted = categories or ("all" if images else "unseen")
+    check_choice("categories", wanted, CATEGORIES)
     model = Trainer.build_model(cfg)
     build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
     model.eval()
@@ -146,19 +138,18 @@ def main() -> None:
 
     names = get_class_names((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
     seen = set(seen_ids_for(cfg))
-    wanted = args.categories or ("all" if args.image else "unseen")
     groups = {"seen": seen, "unseen": set(range(len(names))) - seen, "all": set(range(len(names)))}
-    if args.image:
-        objects = detected_objects(cfg, model, args.image, args.min_score)
+    if images:
+        found_objects = detected_objects(cfg, model, images, min_score)
     else:
-        objects = validation_objects(cfg, model)
+        found_objects = validation_objects(cfg, model)
     samples: list[dict] = []
     with torch.no_grad():
-        for image, found, truth in objects:
+        for image, found, truth in found_objects:
             of_image = samples_of(image, found, truth, names, seen)
             fitting = (sample for category, sample in of_image if category in groups[wanted])
-            samples += itertools.islice(fitting, args.per_image)
-            if len(samples) >= args.objects:
+            samples += itertools.islice(fitting, per_image)
+            if len(samples) >= objects:
                 break
     if not samples:
         raise UserError(
@@ -168,10 +159,4 @@ def main() -> None:
         raise UserError(
             f"{cfg.MODEL.ROI_MASK_HEAD.NAME} has no heat-maps; give a config whose mask head has."
         )
-    save_png(args.output, heat_map_grid(samples[: args.objects]))
-    print(f"The picture is in {args.output}")
-
-
-if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    save_png(output, heat_map_grid(samples[:objects]))

@@ -2,7 +2,8 @@
 
 import json
 
-import psis_d2  # noqa: F401
+from psis_d2.cli import run_command
+from psis_d2.errors import UserError
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ import train_net
 import yaml
 
 from tiny_data import command_line, write_tiny_data
-from tool_scripts import load_tool
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 TASKS = ("TEST.BOXES", "both")
@@ -21,7 +21,7 @@ def run(line):
 
 
 def tool_line(line, output):
-    """The flags of train_net.py that the tool has, and its own."""
+    """The flags of psis-d2 train that export-student has, and its own."""
     start = line.index("--num-gpus")
     return ["--output", str(output), *line[:start], *line[start + 2 :]]
 
@@ -52,10 +52,9 @@ def test_export_and_use(row, tmp_path, capsys):
     assert all(name in metrics for name in logged)
     weights = tmp_path / "train" / "model_final.pth"
 
-    tool = load_tool("export_student")
     output = tmp_path / "exported" / "student.pth"
     line = command_line(data, tmp_path / "x", *opts, "MODEL.WEIGHTS", weights, **config)
-    tool.main(tool_line(line, output))
+    run_command("export-student", tool_line(line, output))
     assert "student.yaml --eval-only" in capsys.readouterr().out
     before = torch.load(weights, weights_only=True)
     after = torch.load(output, weights_only=True)
@@ -76,26 +75,24 @@ def test_export_and_use(row, tmp_path, capsys):
 
     # what has been exported has nothing to leave out
     line[line.index("MODEL.WEIGHTS") + 1] = str(output)
-    assert "has no teacher" in refuses(tool, tool_line(line, tmp_path / "twice.pth"), capsys)
+    assert "has no teacher" in refuses(tool_line(line, tmp_path / "twice.pth"))
 
 
-def refuses(tool, line, capsys):
-    with pytest.raises(SystemExit) as stop:
-        tool.main(line)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+def refuses(line):
+    with pytest.raises(UserError) as refusal:
+        run_command("export-student", line)
+    return str(refusal.value)
 
 
-def test_what_cannot_be_exported(tmp_path, capsys):
+def test_what_cannot_be_exported(tmp_path):
     data = write_tiny_data(tmp_path / "data")
-    tool = load_tool("export_student")
     config = {"config": "teacher_student_shapes"}
     line = command_line(data, tmp_path / "x", **config)
-    assert "add MODEL.WEIGHTS FILE" in refuses(tool, tool_line(line, tmp_path / "a.pth"), capsys)
-    assert "ends in .pth" in refuses(tool, tool_line(line, tmp_path / "a.pt"), capsys)
+    assert "add MODEL.WEIGHTS FILE" in refuses(tool_line(line, tmp_path / "a.pth"))
+    assert "ends in .pth" in refuses(tool_line(line, tmp_path / "a.pt"))
     line += ["MODEL.WEIGHTS", str(tmp_path / "none.pth")]
-    assert "none.pth does not exist" in refuses(tool, tool_line(line, tmp_path / "a.pth"), capsys)
+    assert "none.pth does not exist" in refuses(tool_line(line, tmp_path / "a.pth"))
     torch.save({"model": {}}, tmp_path / "none.pth")
-    sentence = refuses(tool, tool_line(line, tmp_path / "a.pth"), capsys)
+    sentence = refuses(tool_line(line, tmp_path / "a.pth"))
     assert "has no weights for backbone" in sentence
     assert not (tmp_path / "a.pth").exists()

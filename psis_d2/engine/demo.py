@@ -1,25 +1,17 @@
-#!/usr/bin/env python3
-"""See it work in minutes: synthetic data, ShapeProp trained on half of its masks, a picture.
-
-    python tools/demo.py                     # what `make demo` runs
-    python tools/demo.py --iterations 50     # a glance
-
-Twenty kinds of objects, all with boxes, ten of them with masks in training. The picture shows the
-masks that the trained model draws; the ten kinds whose masks it never saw are marked.
-"""
+"""What ``psis-d2 demo`` runs: data, training, evaluation and a picture in minutes."""
 
 import argparse
 import itertools
 import logging
+import os
 import time
 from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.data import build_test_loader, get_dataset_dicts, seen_ids_for
-from psis_d2.engine import Trainer
 from psis_d2.engine.progress import ProgressLine
 from psis_d2.engine.setup import build_config, choose_gpus, prepare_data
-from psis_d2.errors import exit_on_user_error
+from psis_d2.engine.trainer import Trainer
 from psis_d2.evaluation import format_results
 from psis_d2.visualization import prediction_grid, save_png
 
@@ -28,10 +20,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from pycocotools import mask as mask_util
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "quick" / "shapeprop_gt_shapes.yaml"
+CONFIG = "quick/shapeprop_gt_shapes"
 VAL = "partial_shapes_val"
-NEXT = """python train_net.py --config-file configs/shapeprop_R50.yaml \\
+NEXT = """psis-d2 train --config-file shapeprop_R50 \\
     --train-json TRAIN.json --train-images FOLDER --val-json VAL.json --val-images FOLDER"""
 
 
@@ -67,23 +58,25 @@ def preview(cfg, model: torch.nn.Module, images: int) -> list[dict]:
     return samples
 
 
-def main() -> None:
-    """Data, training, evaluation, picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
-    parser.add_argument("--images", type=int, default=8, help="images in the picture")
-    args = parser.parse_args()
+def demo(iterations: int = 200, output: str | os.PathLike = "output/demo", images: int = 8) -> None:
+    """Train ShapeProp on PartialShapes, print its results and draw a picture of its masks.
+
+    Args:
+        iterations: of the training.
+        output: folder of the picture (``preview.png``), the log and the checkpoint.
+        images: images in the picture.
+    """
+    output = Path(output)
     start = time.time()
-    n = args.iterations
+    n = iterations
     steps = f"[{int(0.7 * n)}, {int(0.9 * n)}]"
-    opts = ["OUTPUT_DIR", str(args.output), "SOLVER.MAX_ITER", str(n), "SOLVER.STEPS", steps]
+    opts = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(n), "SOLVER.STEPS", steps]
     opts += ["SOLVER.WARMUP_ITERS", str(n // 10), "TEST.EXPECTED_RESULTS", "[]"]
     cfg = build_config(
-        argparse.Namespace(config_file=str(CONFIG), opts=opts, num_gpus=choose_gpus(None))
+        argparse.Namespace(config_file=CONFIG, opts=opts, num_gpus=choose_gpus(None))
     )
-    args.output.mkdir(parents=True, exist_ok=True)
-    quiet_loggers(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    quiet_loggers(output)
     seed_all_rng(cfg.SEED)
 
     print("1. Data: PartialShapes, 20 kinds of objects, masks for ten of them", flush=True)
@@ -98,17 +91,12 @@ def main() -> None:
     trainer.train()
     print("3. Evaluation: masks in the annotated boxes (gtbox) and in detected ones", flush=True)
     results = Trainer.test(cfg, trainer.model)
-    picture = args.output / "preview.png"
+    picture = output / "preview.png"
     classes = MetadataCatalog.get(VAL).thing_classes
-    samples = preview(cfg, trainer.model, args.images)
+    samples = preview(cfg, trainer.model, images)
     save_png(picture, prediction_grid(samples, classes, seen_ids_for(cfg)))
 
     print(f"\n{format_results(results)}\n")
     print(f"picture: {picture}")
-    print(f"log:     {args.output / 'log.txt'}   ({(time.time() - start) / 60:.1f} minutes in all)")
+    print(f"log:     {output / 'log.txt'}   ({(time.time() - start) / 60:.1f} minutes in all)")
     print(f"\nNext, data of your own, with masks for some of its objects:\n\n{NEXT}\n")
-
-
-if __name__ == "__main__":
-    with exit_on_user_error():
-        main()

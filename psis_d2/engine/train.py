@@ -1,0 +1,107 @@
+"""A whole run: train and evaluate, or evaluate alone, in as many processes as it takes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
+from psis_d2.engine.expectations import verify_expected
+from psis_d2.engine.launch import launch
+from psis_d2.engine.setup import build_config, choose_gpus, prepare_data, setup_run
+from psis_d2.engine.trainer import Trainer, build_checkpointer
+from psis_d2.errors import UserError, exit_on_user_error
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+
+def train(
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    num_gpus: int | None = None,
+    num_cpu_processes: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    train_json: str | None = None,
+    train_images: str | None = None,
+    val_json: str | None = None,
+    val_images: str | None = None,
+) -> None:
+    """Do what ``psis-d2 train`` does; results and checkpoints are in the config's ``OUTPUT_DIR``.
+
+    Several processes are spawned: a script that calls this does so below
+    ``if __name__ == "__main__":``.
+
+    Args:
+        config_file: a file, or a name as of :func:`psis_d2.model_zoo.get_config_file`.
+        opts: ``KEY VALUE`` pairs of the config.
+        resume: go on from the last checkpoint in ``OUTPUT_DIR``.
+        eval_only: evaluate ``MODEL.WEIGHTS`` instead of training.
+        num_gpus: of each machine; 0 = run on the CPU, None = one GPU if there is one.
+        num_cpu_processes: processes of each machine if ``num_gpus`` is 0.
+        num_machines, machine_rank, dist_url: see :func:`psis_d2.engine.launch.launch`.
+        train_json, train_images, val_json, val_images: COCO-format annotations and their images,
+            in place of ``DATASETS.*``.
+
+    Raises:
+        UserError: something in the arguments or the config cannot be used.
+        SystemExit: one of the processes has ended with an error, which it has printed.
+    """
+    args = argparse.Namespace(**locals())
+    args.num_gpus = choose_gpus(args.num_gpus)
+    # once here, not once in every process
+    prepare_data(build_config(args), training=not args.eval_only)
+    try:
+        launch(
+            run_process,
+            num_gpus=args.num_gpus,
+            num_cpu_processes=args.num_cpu_processes,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code)  # the process itself said why
+
+
+def run_process(args: argparse.Namespace) -> dict | None:
+    """One process of a run. Returns the last evaluation's results on the main process.
+
+    Args:
+        args: the arguments of :func:`train`, ``num_gpus`` being a number.
+    """
+    with exit_on_user_error():
+        cfg = build_config(args)
+        setup_run(cfg, args)
+        if args.eval_only:
+            return evaluate(cfg, args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict:
+    """Load weights, evaluate, and verify the results against ``TEST.EXPECTED_RESULTS``.
+
+    Args:
+        cfg: names the weights in ``MODEL.WEIGHTS``.
+        resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
+    """
+    model = Trainer.build_model(cfg)
+    checkpointer = build_checkpointer(cfg, model)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise UserError(
+            "--eval-only needs weights: add MODEL.WEIGHTS FILE, or --resume where OUTPUT_DIR has a "
+            "checkpoint."
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_expected(cfg, results)
+    return results
