@@ -127,3 +127,8 @@ class Checkpointer(DetectionCheckpointer):
             "checkpoint that belongs to this data set, or set PSIS.SKIP_MISMATCHED_WEIGHTS True "
             "to start from what fits."
         )
+
+
+def read_entry(path: str) -> dict:
+    """What a checkpoint says of itself: class names, split, config; empty for other files."""
+    return torch.load(path, map_location="cpu", weights_only=True).get(_OURS, {})
