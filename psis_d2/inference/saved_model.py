@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from psis_d2.config import add_psis_config
@@ -12,6 +13,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 
@@ -53,6 +55,19 @@ class SavedModel:
         self.seen_ids = sorted(entry.get("seen_ids") or ())
         cfg.freeze()
         self.cfg = cfg
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of weights and config."""
+        digest = hashlib.sha256()
+        with open(PathManager.get_local_path(self.cfg.MODEL.WEIGHTS), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
+        digest.update(cfg.dump().encode())
+        return digest.hexdigest()
 
     def build(self) -> nn.Module:
         """The model on its device, with its weights, in eval mode."""

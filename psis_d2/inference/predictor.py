@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
-from psis_d2.engine.saved_model import SavedModel
 from psis_d2.errors import UserError
+from psis_d2.inference.saved_model import SavedModel
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Predictor:
         class_names: names of the model's classes, by number.
         seen_ids: numbers of the classes that had masks in training.
         cfg: the model's config.
+        fingerprint: a digest of weights and config: equal for models that predict the same.
 
     Args:
         weights: a checkpoint: a path, or an address that iopath knows.
@@ -53,9 +54,16 @@ class Predictor:
         self.cfg = saved.cfg
         self.class_names = saved.class_names
         self.seen_ids = frozenset(saved.seen_ids)
-        self.model = saved.build().eval()
+        self.fingerprint = saved.fingerprint
+        self.model = saved.build()
         sides = [self.cfg.INPUT.MIN_SIZE_TEST] * 2
         self._resize = T.ResizeShortestEdge(sides, self.cfg.INPUT.MAX_SIZE_TEST)
+
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether the masks of given boxes do not depend on their classes."""
+        head = getattr(getattr(self.model, "roi_heads", None), "mask_head", None)
+        return len(self.class_names) == 1 or not getattr(head, "reads_classes", True)
 
     def __call__(
         self, image: np.ndarray, boxes=None, classes=None, *, color_order: str = "BGR"
