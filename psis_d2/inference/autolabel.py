@@ -114,6 +114,8 @@ def autolabel(
     Raises:
         UserError: the file of boxes, the folder or the output cannot be used.
     """
+    if not predictor.cfg.MODEL.MASK_ON:
+        raise UserError("The model draws no masks (MODEL.MASK_ON False); give one that does.")
     data, digest = _read_boxes(boxes) if boxes else (_image_list(images), "")
     categories = _classes_of(data["categories"], predictor) if boxes else {}
     job = {
@@ -302,8 +304,6 @@ def _label_detections(
     predictor: Predictor, image: np.ndarray, labeling: Labeling, number: int, output: str
 ) -> dict:
     found = confident(predictor(image), labeling.min_score)
-    if not found.has("pred_masks"):
-        raise UserError("The model draws no masks; give one that does.")
     _preview(predictor, image, found, labeling, number, output)
     objects = []
     for row, mask in enumerate(found.pred_masks.numpy()):
