@@ -76,9 +76,9 @@ def _section(title: str, check: DatasetCheck) -> str:
     return (
         f"<h2>{html.escape(title)}</h2><p class='muted'><code>{html.escape(check.json_file)}</code>"
         f"</p><div class='cards'>{shown}</div><h3>What was found</h3>{_findings(check)}"
-        f"<h3>Categories</h3>{_categories(check)}<h3>Sizes</h3>{_plots(check)}"
         f"<h3>Samples</h3><p class='muted'>Names with {UNSEEN_MARK} are categories without a mask."
-        f"</p>{_samples(check)}"
+        f"</p>{_samples(check)}<h3>Sizes</h3>{_plots(check)}"
+        f"<h3>Categories</h3>{_categories(check)}"
     )
 
 
