@@ -10,34 +10,14 @@ stopped.
 
 import argparse
 
+from psis_d2.cli._labeling import add_labeling_arguments, read_labeling, report_labeling
 from psis_d2.cli._model import add_model_arguments, load_predictor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``psis-d2 autolabel``."""
     add_model_arguments(parser)
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="the images")
-    parser.add_argument("--boxes", metavar="FILE", help="COCO json with boxes")
-    parser.add_argument("--output", required=True, metavar="FILE", help="COCO json to write")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--only-missing",
-        dest="only_missing",
-        action="store_true",
-        default=True,
-        help="leave annotations alone that have a mask (default)",
-    )
-    which.add_argument("--all", dest="only_missing", action="store_false", help="draw all anew")
-    parser.add_argument("--min-score", type=float, help="least score; default 0, detections 0.5")
-    parser.add_argument(
-        "--polygons",
-        nargs="?",
-        type=float,
-        const=1.0,
-        metavar="PIXELS",
-        help="write polygons, simplified by at most PIXELS (default 1), in place of RLE",
-    )
-    parser.add_argument("--previews", type=int, default=0, metavar="N", help="draw N images")
+    add_labeling_arguments(parser)
     parser.add_argument("--num-gpus", type=int, default=0, help="processes, a GPU each")
     parser.add_argument("--num-cpu-processes", type=int, default=1, help="processes without GPUs")
 
@@ -59,18 +39,15 @@ def run(args: argparse.Namespace) -> None:
 def label(args: argparse.Namespace) -> None:
     """One process of the job."""
     from psis_d2.errors import exit_on_user_error
-    from psis_d2.inference.autolabel import Labeling, autolabel
+    from psis_d2.inference.autolabel import autolabel
 
     with exit_on_user_error():
-        if args.min_score is None:
-            args.min_score = 0.0 if args.boxes else 0.5
         report = autolabel(
             load_predictor(args),
             args.images,
             args.output,
             boxes=args.boxes,
-            labeling=Labeling(args.only_missing, args.min_score, args.polygons, args.previews),
+            labeling=read_labeling(args),
         )
         if report:
-            print("\n".join(report.lines()))
-            print(f"written: {args.output}")
+            report_labeling(report, args.output)

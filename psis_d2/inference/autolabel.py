@@ -25,9 +25,6 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-SOURCE = "psis_d2"
-"""The value of ``source`` in annotations whose mask a model drew."""
-
 # Why an annotation got no mask, as the report says it.
 HAS_MASK = "has a mask already"
 CROWD = "is a crowd region"
@@ -101,7 +98,7 @@ def autolabel(
     Several processes (see :func:`psis_d2.engine.launch`) share the images.
 
     Args:
-        predictor: the model.
+        predictor: the model, or a :class:`~psis_d2.inference.prompted.PromptedPredictor`.
         images: folder of the images; ``file_name`` of the file of boxes starts there.
         output: the json to write.
         boxes: a COCO json with boxes, or None.
@@ -114,7 +111,7 @@ def autolabel(
     Raises:
         UserError: the file of boxes, the folder or the output cannot be used.
     """
-    if not predictor.cfg.MODEL.MASK_ON:
+    if not predictor.draws_masks:
         raise UserError("The model draws no masks (MODEL.MASK_ON False); give one that does.")
     data, digest = _read_boxes(boxes) if boxes else (_image_list(images), "")
     categories = _classes_of(data["categories"], predictor) if boxes else {}
@@ -356,7 +353,12 @@ def _write(
             for entry in result["objects"]:
                 report.labeled += 1
                 report.filled_holes += entry.pop("holes", 0)
-                entry = {"id": report.labeled, "image_id": record["id"], **entry, "source": SOURCE}
+                entry = {
+                    "id": report.labeled,
+                    "image_id": record["id"],
+                    **entry,
+                    "source": predictor.source,
+                }
                 data["annotations"].append(entry)
             continue
         annotations = of_image[record["id"]]
@@ -368,7 +370,7 @@ def _write(
         for row, mask in result["masks"].items():
             report.labeled += 1
             report.filled_holes += mask.pop("holes", 0)
-            annotations[int(row)].update(mask, source=SOURCE)
+            annotations[int(row)].update(mask, source=predictor.source)
     if of_image is None:
         data["categories"] = [
             {"id": i, "name": name} for i, name in enumerate(predictor.class_names, start=1)

@@ -59,6 +59,14 @@ class Predictor:
         sides = [self.cfg.INPUT.MIN_SIZE_TEST] * 2
         self._resize = T.ResizeShortestEdge(sides, self.cfg.INPUT.MAX_SIZE_TEST)
 
+    source = "psis_d2"
+    """What annotations name as the source of masks that it drew."""
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether the model has masks at all."""
+        return bool(self.cfg.MODEL.MASK_ON)
+
     @property
     def class_agnostic(self) -> bool:
         """Whether the masks of given boxes do not depend on their classes."""
