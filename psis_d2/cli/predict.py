@@ -15,7 +15,9 @@ from psis_d2.cli._model import add_model_arguments, load_predictor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``psis-d2 predict``."""
     add_model_arguments(parser)
-    parser.add_argument("inputs", nargs="+", help="images, videos, folders, patterns")
+    parser.add_argument("inputs", nargs="*", help="images, videos, folders, patterns")
+    parser.add_argument("--webcam", type=int, metavar="N", help="camera to record until Ctrl-C")
+    parser.add_argument("--frames", type=int, metavar="N", help="at most N frames of each video")
     parser.add_argument("--output", default="predictions", help="folder to write to")
     parser.add_argument("--min-score", type=float, default=0.5, help="of detections")
     parser.add_argument("--no-pictures", action="store_true", help="write the json alone")
@@ -23,8 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict, and say what was written."""
+    from psis_d2.errors import UserError
     from psis_d2.inference import predict
 
+    if not args.inputs and args.webcam is None:
+        raise UserError("Nothing is given to predict on; name images or videos, or --webcam N.")
     predictor = load_predictor(args)
     count = predict(
         predictor,
@@ -32,5 +37,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         min_score=args.min_score,
         pictures=not args.no_pictures,
+        webcam=args.webcam,
+        frames=args.frames,
     )
     print(f"{count} objects; pictures and results.json are in {args.output}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from psis_d2.files import written_at_once
 from psis_d2.inference.journal import Journal
@@ -26,6 +28,8 @@ def predict(
     *,
     min_score: float = 0.5,
     pictures: bool = True,
+    webcam: int | None = None,
+    frames: int | None = None,
 ) -> int:
     """Find the objects of images and videos.
 
@@ -43,6 +47,9 @@ def predict(
         output: folder to write to.
         min_score: detections below it are left out.
         pictures: whether overlays are written.
+        webcam: number of a camera whose frames are predicted, too, until it is interrupted (Ctrl-C)
+            or `frames` have come.
+        frames: at most so many frames of each video and camera; None = all.
 
     Returns:
         The number of objects found.
@@ -51,12 +58,14 @@ def predict(
         UserError: an input cannot be read, or the output not written.
     """
     images, videos = find_media(inputs)
+    videos += [] if webcam is None else [webcam]
     names = _overlay_names([*images, *videos])
     job = {
         "model": predictor.fingerprint,
-        "inputs": [os.path.abspath(x) for x in (*images, *videos)],
+        "inputs": [x if x == webcam else os.path.abspath(x) for x in (*images, *videos)],
         "min_score": min_score,
         "pictures": pictures,
+        "frames": frames,
     }
     journal = Journal(os.path.join(output, "unfinished"), job)
     for number, path in enumerate(tqdm(images, desc="images", unit="image", disable=not images)):
@@ -71,7 +80,7 @@ def predict(
     for number, path in enumerate(videos, start=len(images)):
         if number not in journal.done:
             target = os.path.join(output, names[path] + ".mp4") if pictures else None
-            journal.add(number, _predict_video(predictor, path, target, min_score))
+            journal.add(number, _predict_video(predictor, path, target, min_score, frames))
     count = _write_results(journal, output, predictor.class_names)
     journal.remove()
     return count
@@ -108,12 +117,12 @@ def encode_mask(mask: np.ndarray) -> dict:
     return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def _overlay_names(paths: Iterable[str]) -> dict[str, str]:
+def _overlay_names(paths: Iterable[str | int]) -> dict[str | int, str]:
     """A file name without suffix for each path; paths of one name are told apart by numbers."""
-    names: dict[str, str] = {}
+    names: dict[str | int, str] = {}
     taken: set[str] = set()
     for path in paths:
-        stem = os.path.splitext(os.path.basename(path))[0]
+        stem = os.path.splitext(os.path.basename(_title(path)))[0]
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}-{number}", number + 1
@@ -133,18 +142,31 @@ def _save_overlay(path: str, image: np.ndarray, found: Instances, predictor: Pre
         Image.fromarray(overlay(image, found, predictor)).save(file, format="PNG")
 
 
+def _title(source: str | int) -> str:
+    """The name of a file, or of a camera."""
+    return f"webcam{source}" if isinstance(source, int) else source
+
+
 def _predict_video(
-    predictor: Predictor, path: str, target: str | None, min_score: float
+    predictor: Predictor,
+    source: str | int,
+    target: str | None,
+    min_score: float,
+    limit: int | None,
 ) -> list[list]:
     """The frames' entries for the journal; writes the overlay to ``target``."""
-    video = Video(path)
-    name = os.path.basename(path)
+    video = Video(source)
+    name = os.path.basename(_title(source))
     entries = []
-    with VideoWriter(target, video.fps) if target else _NoVideo() as writer:
-        for index, frame in enumerate(tqdm(video, desc=name, unit="frame", total=video.frames)):
+    # A camera has no end of its own: interrupting it ends the recording, not the job.
+    ends = (KeyboardInterrupt,) if isinstance(source, int) else ()
+    with VideoWriter(target, video.fps) if target else _NoVideo() as writer, suppress(*ends):
+        for index, frame in enumerate(
+            tqdm(itertools.islice(video, limit), desc=name, unit="frame", total=video.frames)
+        ):
             found = confident(predictor(frame), min_score)
             writer.add(overlay(frame, found, predictor)[:, :, ::-1] if target else frame)
-            size = {"file_name": path, "frame": index}
+            size = {"file_name": _title(source), "frame": index}
             size |= {"height": frame.shape[0], "width": frame.shape[1]}
             entries.append([size, result_records(found)])
     return entries

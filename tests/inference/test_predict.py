@@ -91,6 +91,35 @@ def test_a_video(predictor, tmp_path):
     assert [(x["frame"], x["id"]) for x in listed] == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
+def test_a_camera_is_recorded_until_it_is_interrupted(predictor, tmp_path, monkeypatch):
+    class Camera:
+        def __init__(self, number):
+            assert number == 3
+
+        def isOpened(self):
+            return True
+
+        def get(self, what):
+            return 10.0 if what == cv2.CAP_PROP_FPS else -1.0
+
+        def read(self):
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 4:
+                raise KeyboardInterrupt
+            return True, np.zeros((48, 64, 3), np.uint8)
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    for limit, expected in ((None, 3), (2, 2)):
+        out = tmp_path / f"out{limit}"
+        predict(predictor, [], str(out), webcam=3, frames=limit, min_score=0.0)
+        listed = json.loads((out / "images.json").read_text())["images"]
+        assert [x["file_name"] for x in listed] == ["webcam3"] * expected
+        assert (out / "webcam3.mp4").is_file()
+
+
 def test_media_are_found_by_folder_pattern_and_name(images, tmp_path):
     (tmp_path / "data" / "images" / "notes.txt").write_text("no picture")
     (tmp_path / "b.MP4").write_bytes(b"")
