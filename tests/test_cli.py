@@ -10,6 +10,8 @@ from psis_d2.errors import UserError
 
 import pytest
 
+from tiny_data import write_tiny_data
+
 
 def test_the_overview_has_a_short_line_for_every_command(capsys):
     assert main([]) == main(["--help"]) == 0
@@ -97,8 +99,9 @@ def test_a_reader_that_stops_is_no_error():
 def test_two_processes_from_python_m_in_another_folder(tmp_path):
     """A spawned process imports the entry point once more, under another name."""
     line = ["train", "--config-file", "quick/agnostic_shapes", "--num-gpus", "0"]
+    data = write_tiny_data(tmp_path / "data")
+    line += ["--train-json", data["json"], "--train-images", data["images"]]
     line += ["--num-cpu-processes", "2", "SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", "out"]
-    line += ["DATASETS.TRAIN", "[]", "DATASETS.TEST", "[]"]
     done = subprocess.run(
         [sys.executable, "-m", "psis_d2", *line],
         cwd=tmp_path,

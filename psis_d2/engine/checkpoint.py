@@ -36,6 +36,7 @@ class Checkpointer(DetectionCheckpointer):
         seen_ids: Sequence[int] = (),
         skip_mismatched: bool = False,
         may_lack: str = "",
+        cfg=None,
         **checkpointables,
     ):
         super().__init__(model, save_dir, **checkpointables)
@@ -43,6 +44,7 @@ class Checkpointer(DetectionCheckpointer):
         self.seen_ids = list(seen_ids)
         self.skip_mismatched = skip_mismatched
         self.may_lack = may_lack
+        self.config = cfg.dump() if cfg is not None else ""
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``<save_dir>/<name>.pth``, complete or not at all.
@@ -53,6 +55,7 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         kwargs[_OURS] = {"class_names": self.class_names, "seen_ids": self.seen_ids}
+        kwargs[_OURS]["config"] = self.config
         if "://" in self.save_dir:  # object stores keep whole files only
             return super().save(name, **kwargs)
         data = {"model": self.model.state_dict(), **kwargs}
@@ -127,3 +130,8 @@ class Checkpointer(DetectionCheckpointer):
             "checkpoint that belongs to this data set, or set PSIS.SKIP_MISMATCHED_WEIGHTS True "
             "to start from what fits."
         )
+
+
+def read_entry(path: str) -> dict:
+    """What a checkpoint says of itself: class names, split, config; empty for other files."""
+    return torch.load(path, map_location="cpu", weights_only=True).get(_OURS, {})
