@@ -138,6 +138,7 @@ def portable_config(cfg: CfgNode, name: str) -> CfgNode:
     cfg.OUTPUT_DIR = os.path.join("output", name)
     cfg.TEST.EXPECTED_RESULTS = []
     cfg.PSIS.CACHE_DIR = ""
+    cfg.PSIS.DATA_FILES = []
     cfg.PSIS.SHAPEMASK.PRIORS = ""  # they are among the weights
     if os.path.isfile(cfg.PSIS.SEEN_CLASSES):
         cfg.PSIS.SEEN_CLASSES = "auto"

@@ -108,7 +108,8 @@ def test_it_evaluates_elsewhere_by_its_name_to_the_last_digit(trained, tmp_path,
 def test_it_trains_on_from_its_name(trained, tmp_path, monkeypatch):
     publish(trained, tmp_path)
     monkeypatch.setenv("PSIS_D2_ZOO", str(tmp_path / "zoo.json"))
-    line = command_line(trained[0], tmp_path / "on", "MODEL.WEIGHTS", "psis_d2://tiny")
+    named = ("MODEL.WEIGHTS", "psis_d2://tiny")
+    line = command_line(trained[0], tmp_path / "on", *named, config="agnostic_shapes")
     line[line.index("--config-file") + 1] = "quick/agnostic_shapes"
     train_net.main(train_net.parse_arguments([*line, "PSIS.SKIP_MISMATCHED_WEIGHTS", "True"]))
     assert (tmp_path / "on" / "model_final.pth").is_file()
