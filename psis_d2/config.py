@@ -96,6 +96,7 @@ def add_psis_config(cfg: CN) -> None:
 
     _add_condinst_config(cfg)
     _add_timm_config(cfg)
+    _add_training_config(cfg)
 
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -469,3 +470,25 @@ def _add_timm_config(cfg: CN) -> None:
     node.FREEZE_NORMS = True
     # Levels above the last map: pool (p6 of Mask R-CNN) | convolutions (p6 and p7 of FCOS).
     node.TOP = "pool"
+
+
+def _add_training_config(cfg: CN) -> None:
+    """What makes long runs fit a machine and be watched."""
+    # Length of the run in passes over the training images, instead of MAX_ITER; STEPS keep their
+    # places. 0 = MAX_ITER counts.
+    cfg.SOLVER.EPOCHS = 0.0
+    # Another IMS_PER_BATCH on the command line than the file's scales the learning rate with it
+    # (AdamW: with its root), and the iterations inversely. What the command line sets stays.
+    cfg.SOLVER.SCALE_TO_BATCH = True
+    # Pass a process's share of a batch through the model in so many parts, to save memory; steps,
+    # learning rate and iterations stay what they are.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Of SOLVER.AMP: float16, with loss scaling, on GPUs alone | bfloat16, on CPUs, too.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Send losses, tables and pictures to this project of Weights & Biases; "" = do not.
+    cfg.SOLVER.WANDB_PROJECT = ""
+    # With TEST.EVAL_PERIOD: what model_best.pth is the best of, such as segm_unseen/AP; auto = AP
+    # of masks on unseen categories, or the nearest that is measured; "" = no such file.
+    cfg.TEST.BEST_METRIC = "auto"
+    # So many validation images are drawn after every evaluation, for TensorBoard and W&B.
+    cfg.TEST.PICTURES = 4

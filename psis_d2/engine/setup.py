@@ -1,6 +1,7 @@
 """From a command line to a config, a device and a logger."""
 
 import argparse
+import functools
 import logging
 import os
 
@@ -14,6 +15,7 @@ from psis_d2.data.build import (
 )
 from psis_d2.data.coco import register_coco_json
 from psis_d2.data.shape_priors import prepare_shape_priors
+from psis_d2.engine.schedule import scale_to_batch
 from psis_d2.errors import UserError
 
 import torch
@@ -72,6 +74,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     try:
         if args.config_file:
             cfg.merge_from_file(args.config_file)
+        batch = cfg.SOLVER.IMS_PER_BATCH
         _use_data_files(cfg, args)
         cfg.merge_from_list(args.opts or [])
     except (KeyError, ValueError, AssertionError) as error:
@@ -80,8 +83,12 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         raise UserError(
             f"The config cannot be used ({reason}); fix the file or the KEY VALUE pairs."
         ) from error
+    if scaled := scale_to_batch(cfg, batch, args.opts or []):
+        _say_once(scaled)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
+    if getattr(args, "resume", False):
+        _skip_initial_weights(cfg)
     check_classes(cfg)
     no_masks = not cfg.MODEL.MASK_ON and cfg.TEST.MASKS == "model"
     if no_masks and cfg.TEST.BOXES != "detected":
@@ -91,6 +98,20 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         )
     cfg.freeze()
     return cfg
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    if comm.is_main_process():
+        print(sentence)
+
+
+def _skip_initial_weights(cfg: CfgNode) -> None:
+    """Name the checkpoint that a run resumes from, so that no builder looks for other weights."""
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not cfg.MODEL.WEIGHTS and os.path.isfile(last):
+        with open(last, encoding="utf-8") as file:
+            cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, file.read().strip())
 
 
 def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -16,24 +16,24 @@ from psis_d2.data.build import (
 from psis_d2.data.grabcut import GrabCut
 from psis_d2.data.grabcut_cache import cached_grabcut_masks
 from psis_d2.data.supervision import restrict_masks
+from psis_d2.engine.best_checkpoint import BestCheckpoint
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.engine.grabcut import GrabCutModel
+from psis_d2.engine.loop import build_loop
+from psis_d2.engine.pictures import ValidationPictures
+from psis_d2.engine.schedule import schedule_for
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.engine.stages import PARTS, train_only
+from psis_d2.engine.wandb_writer import WandbWriter
 from psis_d2.errors import UserError, check_choice
 from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator
 from psis_d2.evaluation.base import write_json
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    TrainerBase,
-)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
@@ -80,17 +80,13 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         # Not DefaultTrainer.__init__: Detectron2 v0.6 wraps the model for GPUs only.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = schedule_for(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
         stage = [train_only(model, cfg.PSIS.TRAIN_ONLY)] if cfg.PSIS.TRAIN_ONLY else []
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)
-        mixed_precision = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
-        if cfg.SOLVER.AMP.ENABLED and not mixed_precision:
-            logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU.")
-        trainer_type = AMPTrainer if mixed_precision else SimpleTrainer
-        self._trainer = trainer_type(model, self._loader, optimizer)
+        self._trainer = build_loop(cfg, model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(
             cfg, model, may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""), trainer=weakref.proxy(self)
@@ -125,9 +121,20 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     def build_hooks(self):
-        """Detectron2's hooks, after one that seeds every iteration."""
+        """Detectron2's hooks, after one that seeds every iteration; more behind the evaluation."""
         hooks = super().build_hooks()
+        after = 1 + max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[after:after] = build_evaluation_hooks(self.cfg, self.model)
         return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+
+    def build_writers(self):
+        """Detectron2's, and Weights & Biases' if ``SOLVER.WANDB_PROJECT`` is set."""
+        writers, project = super().build_writers(), self.cfg.SOLVER.WANDB_PROJECT
+        if project:  # first: TensorBoard's clears the pictures
+            folder = self.cfg.OUTPUT_DIR
+            run = {"project": project, "name": os.path.basename(folder), "folder": folder}
+            writers.insert(0, WandbWriter(**run, config={"config": self.cfg.dump()}))
+        return writers
 
     def run_step(self):
         """One iteration; bad input leaves as an exit, which Detectron2 does not log as a crash."""
@@ -214,6 +221,28 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and results:
             write_json(f"{cfg.OUTPUT_DIR}/results.json", results, indent=1)
         return results
+
+
+def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:
+    """What happens after an evaluation: the best checkpoint is kept, pictures are drawn."""
+    hooks = []
+    if not cfg.DATASETS.TEST:
+        return hooks
+    if cfg.TEST.EVAL_PERIOD > 0 and cfg.TEST.BEST_METRIC:
+        hooks.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
+    if cfg.TEST.PICTURES > 0:
+        name = cfg.DATASETS.TEST[0]
+        hooks.append(
+            ValidationPictures(
+                period=cfg.TEST.EVAL_PERIOD,
+                model=model,
+                loader=lambda: build_test_loader(cfg, name),
+                metadata=MetadataCatalog.get(name),
+                image_format=cfg.INPUT.FORMAT,
+                count=cfg.TEST.PICTURES,
+            )
+        )
+    return hooks
 
 
 def build_grabcut_model(
