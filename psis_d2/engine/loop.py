@@ -108,8 +108,8 @@ def build_loop(cfg, model, data_loader, optimizer) -> TrainingLoop:
         dtype = DTYPES[solver.AMP.DTYPE]
         if dtype is torch.float16 and not next(model.parameters()).is_cuda:
             logger.warning(
-                "SOLVER.AMP.DTYPE float16 needs a CUDA GPU: this run computes in float32; set it to "
-                "bfloat16 for mixed precision on the CPU."
+                "SOLVER.AMP.DTYPE float16 needs a CUDA GPU: this run computes in float32; bfloat16 "
+                "is there for the CPU, too."
             )
             dtype = None
     return TrainingLoop(model, data_loader, optimizer, solver.ACCUMULATE, dtype)

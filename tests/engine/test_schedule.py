@@ -2,9 +2,11 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.engine.schedule import scale_to_batch, schedule_for
+from psis_d2.engine.setup import build_config
 from psis_d2.errors import UserError
 
 import pytest
+import train_net
 
 from model_builders import tiny_config
 from tiny_data import command_line, write_tiny_data
@@ -56,9 +58,6 @@ def test_the_same_batch_and_the_flag_leave_everything(opts):
 
 @pytest.mark.usefixtures("catalogs")
 def test_the_command_line_scales_and_says_so(tmp_path, capsys):
-    import train_net
-    from psis_d2.engine.setup import build_config
-
     data = write_tiny_data(tmp_path)
     line = command_line(data, tmp_path / "out")
     for key in ("SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"):
