@@ -18,6 +18,13 @@ def data(tmp_path_factory):
     return write_tiny_data(tmp_path_factory.mktemp("tiny"))
 
 
+FEW = ["TEST.DETECTIONS_PER_IMAGE", 3, "MODEL.RPN.POST_NMS_TOPK_TEST", 10]
+
+
+def line_of(data: dict, folder, *options) -> list[str]:
+    return command_line(data, folder, *FEW, *options, config="agnostic_shapes")
+
+
 def run(line: list[str]):
     return train_net.main(train_net.parse_arguments(line))
 
@@ -25,7 +32,7 @@ def run(line: list[str]):
 def test_a_run_in_epochs_keeps_its_best_checkpoint_and_draws_pictures(data, tmp_path):
     options = ["SOLVER.EPOCHS", 2.0, "TEST.EVAL_PERIOD", 2, "TEST.PICTURES", 1]
     options += ["SOLVER.ACCUMULATE", 2, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"]
-    run(command_line(data, tmp_path, *options))
+    run(line_of(data, tmp_path, *options))
     stored = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert stored["iteration"] == 5  # two passes over six images, two a batch: the sixth step
     assert {x.dtype for x in stored["model"].values() if x.is_floating_point()} == {torch.float32}
@@ -48,7 +55,7 @@ def test_resuming_and_evaluating_ask_for_no_pretrained_weights(data, tmp_path, m
     monkeypatch.setattr(timm_fpn, "weights_overlay", overlay)
     options = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "PSIS.TIMM.NAME", "test_resnet"]
     options += ["MODEL.PIXEL_MEAN", [127.5] * 3, "MODEL.PIXEL_STD", [127.5] * 3]
-    line = command_line(data, tmp_path, *options)
+    line = line_of(data, tmp_path, "TEST.PICTURES", 0, *options)
     run(line)
     assert asked == ["test_resnet"]
     run(["--resume", *line])
