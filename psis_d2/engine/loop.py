@@ -97,7 +97,7 @@ def build_loop(cfg, model, data_loader, optimizer) -> TrainingLoop:
     """
     solver = cfg.SOLVER
     images = solver.IMS_PER_BATCH // comm.get_world_size()
-    if not 1 <= solver.ACCUMULATE <= images:
+    if solver.ACCUMULATE != 1 and not 1 < solver.ACCUMULATE <= images:
         raise UserError(
             f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}, but a process has {images} images of a "
             f"batch of {solver.IMS_PER_BATCH}; choose 1 to {images}."
