@@ -237,7 +237,8 @@ def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:
                 period=cfg.TEST.EVAL_PERIOD,
                 model=model,
                 loader=lambda: build_test_loader(cfg, name),
-                metadata=MetadataCatalog.get(name),
+                # the model's classes are those of the first data set
+                metadata=MetadataCatalog.get((*cfg.DATASETS.TRAIN, name)[0]),
                 image_format=cfg.INPUT.FORMAT,
                 count=cfg.TEST.PICTURES,
             )

@@ -1,6 +1,7 @@
 """The training step: a batch in parts is the batch, and bfloat16 leaves the parameters alone."""
 
 import psis_d2.modeling  # noqa: F401
+from psis_d2.engine.launch import launch
 from psis_d2.engine.loop import TrainingLoop, build_loop, split
 from psis_d2.errors import UserError
 
@@ -21,38 +22,7 @@ from model_builders import (
     tiny_config,
     tiny_model,
 )
-
-
-class Regression(torch.nn.Module):
-    """Mean squared error over images: exactly what a mean over parts adds up to."""
-
-    def __init__(self, features: int = 3):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = torch.nn.Linear(features, 1)
-        self.sizes = []
-
-    def forward(self, batch):
-        self.sizes.append(len(batch))
-        x = torch.stack([item["x"] for item in batch])
-        y = torch.stack([item["y"] for item in batch])
-        error = (self.layer(x).squeeze(1) - y) ** 2
-        return {"loss_a": error.mean(), "loss_b": 0.1 * error.sqrt().mean()}
-
-
-def numbers(n: int) -> list[dict]:
-    torch.manual_seed(3)
-    return [{"x": torch.randn(3), "y": torch.randn(())} for _ in range(n)]
-
-
-def train(model, batches, parts=1, dtype=None) -> dict:
-    """One step a batch; the last logged losses."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loop = TrainingLoop(model, batches, optimizer, parts, dtype)
-    with EventStorage() as storage:
-        for _ in batches:
-            loop.run_step()
-        return {name: value for name, (value, _) in storage.latest().items()}
+from regression_workers import Regression, numbers, train, train_share_in_parts
 
 
 @pytest.mark.parametrize("n, parts, sizes", [(8, 4, [2, 2, 2, 2]), (7, 3, [2, 3, 2])])
@@ -92,6 +62,16 @@ def test_parts_of_a_mask_rcnn_are_its_batch():
     for whole, divided in zip(*gradients, strict=True):
         torch.testing.assert_close(divided, whole, rtol=1e-3, atol=1e-5)
         assert whole.abs().max() > 0
+
+
+def test_two_processes_in_parts_are_one_process(tmp_path):
+    launch(train_share_in_parts, num_cpu_processes=2, args=(str(tmp_path),))
+    whole = Regression()
+    train(whole, [numbers(8)] * 2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pth")
+        torch.testing.assert_close(found["weight"], whole.layer.weight.detach())
+        assert found["exchanges"] == 2  # once a step, not once a part
 
 
 def test_splitting():
