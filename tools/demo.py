@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.data.build import build_test_loader, get_dataset_dicts, seen_ids_for
+from psis_d2.data.images import read_image
 from psis_d2.engine import Trainer
 from psis_d2.engine.progress import ProgressLine
 from psis_d2.engine.setup import build_config, choose_gpus, prepare_data
@@ -79,7 +80,7 @@ def preview(cfg, model: torch.nn.Module, images: int) -> list[dict]:
             }
             for annotation in record["annotations"]
         ]
-        rgb = item["image"].permute(1, 2, 0).numpy()[:, :, ::-1]
+        rgb = read_image(record, "RGB")  # predictions are in its frame, whatever the model saw
         samples.append({"image": rgb, "prediction": prediction, "truth": truth})
     return samples
 
@@ -87,7 +88,7 @@ def preview(cfg, model: torch.nn.Module, images: int) -> list[dict]:
 def main() -> None:
     """Data, training, evaluation, picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=350)
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
     parser.add_argument("--images", type=int, default=8, help="images in the picture")
     args = parser.parse_args()
