@@ -16,7 +16,7 @@ ARGS ?=
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-demo: build ## synthetic data, ShapeProp trained for minutes on CPU or GPU, tables and a picture
+demo: build ## synthetic data, a light model trained for minutes on CPU or GPU, tables and a picture
 	@$(VENV_PYTHON) -m psis_d2 demo $(ARGS)
 
 test: build ## the CPU test suite

@@ -1,28 +1,29 @@
 """Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
 
 import logging
+import os
 import weakref
 from collections import OrderedDict
 
 from psis_d2.config_rules import check_config
 from psis_d2.data.loader import build_test_loader, build_train_loader
 from psis_d2.data.training_set import seen_ids_for
+from psis_d2.engine.best_checkpoint import BestCheckpoint
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.expectations import verify_expected
+from psis_d2.engine.loop import build_loop
+from psis_d2.engine.pictures import ValidationPictures
+from psis_d2.engine.schedule import schedule_for
 from psis_d2.engine.solver import build_optimizer, keeping_settings
 from psis_d2.engine.stages import PARTS, train_only
+from psis_d2.engine.wandb_writer import WandbWriter
 from psis_d2.errors import UserError
 from psis_d2.evaluation import build_evaluator, evaluate
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    TrainerBase,
-)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,17 +66,13 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         # Not DefaultTrainer.__init__: Detectron2 v0.6 wraps the model for GPUs only.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = schedule_for(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
         stage = [train_only(model, cfg.PSIS.TRAIN_ONLY)] if cfg.PSIS.TRAIN_ONLY else []
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)
-        mixed_precision = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
-        if cfg.SOLVER.AMP.ENABLED and not mixed_precision:
-            logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU.")
-        trainer_type = AMPTrainer if mixed_precision else SimpleTrainer
-        self._trainer = trainer_type(model, self._loader, optimizer)
+        self._trainer = build_loop(cfg, model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(
             cfg, model, may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""), trainer=weakref.proxy(self)
@@ -119,9 +116,20 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self):
-        """Detectron2's hooks, after one that seeds every iteration."""
+        """Detectron2's hooks, after one that seeds every iteration; more behind the evaluation."""
         hooks = super().build_hooks()
+        after = 1 + max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[after:after] = build_evaluation_hooks(self.cfg, self.model)
         return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+
+    def build_writers(self):
+        """Detectron2's, and Weights & Biases' if ``SOLVER.WANDB_PROJECT`` is set."""
+        writers, project = super().build_writers(), self.cfg.SOLVER.WANDB_PROJECT
+        if project:  # first: TensorBoard's clears the pictures
+            folder = self.cfg.OUTPUT_DIR
+            run = {"project": project, "name": os.path.basename(folder), "folder": folder}
+            writers.insert(0, WandbWriter(**run, config={"config": self.cfg.dump()}))
+        return writers
 
     def run_step(self):
         """One iteration; bad input leaves as an exit, which Detectron2 does not log as a crash."""
@@ -167,6 +175,29 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg, model, evaluators=None) -> OrderedDict:
         """See :func:`psis_d2.evaluation.run.evaluate`; `evaluators` is Detectron2's, unused."""
         return evaluate(cfg, model, cls.build_evaluator)
+
+
+def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:
+    """What happens after an evaluation: the best checkpoint is kept, pictures are drawn."""
+    hooks = []
+    if not cfg.DATASETS.TEST:
+        return hooks
+    if cfg.TEST.EVAL_PERIOD > 0 and cfg.TEST.BEST_METRIC:
+        hooks.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
+    if cfg.TEST.PICTURES > 0:
+        name = cfg.DATASETS.TEST[0]
+        hooks.append(
+            ValidationPictures(
+                period=cfg.TEST.EVAL_PERIOD,
+                model=model,
+                loader=lambda: build_test_loader(cfg, name),
+                # the model's classes are those of the first data set
+                metadata=MetadataCatalog.get((*cfg.DATASETS.TRAIN, name)[0]),
+                image_format=cfg.INPUT.FORMAT,
+                count=cfg.TEST.PICTURES,
+            )
+        )
+    return hooks
 
 
 def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:
