@@ -84,6 +84,26 @@ class OpTester(ABC):
         for other in others:
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
+    def check_func_transforms(self, inputs: Sequence[Tensor], args: Sequence) -> None:
+        """torch.func.grad agrees with backward; forward mode, which would give zero, is refused."""
+
+        def loss(*tensors):
+            return self.fn(*tensors, *args).square().sum()
+
+        inputs = [t.detach() for t in inputs]
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        found = torch.func.grad(loss, argnums=tuple(range(len(inputs))))(*inputs)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        for i, tensor in enumerate(inputs):
+            others = list(inputs)
+            with torch.autograd.forward_ad.dual_level():
+                others[i] = torch.autograd.forward_ad.make_dual(tensor, torch.ones_like(tensor))
+                with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                    loss(*others)
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jvp(loss, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))
+
     def _run(self, fn, inputs, args) -> list[Tensor]:
         """Output and the gradients of all inputs for one fixed, uneven output gradient."""
         inputs = [t.detach().requires_grad_() for t in inputs]

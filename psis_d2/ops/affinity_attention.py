@@ -135,28 +135,7 @@ def _fake_bwd(grad_attended, grad_sums, theta, phi, value, foreground, stats, sc
     return tuple(t.new_empty(t.shape) for t in (theta, phi, value, foreground))
 
 
-def _setup_context(ctx, inputs, output):
-    theta, phi, value, foreground, ctx.scale, _, ctx.unbiased = inputs
-    ctx.save_for_backward(theta, phi, value, foreground, output[2])
-
-
-def _backward(ctx, grad_attended, grad_sums, _):
-    theta, phi, value, foreground, stats = ctx.saved_tensors
-    inputs = (theta, phi, value, foreground)
-    grads = torch.ops.psis_d2.affinity_attention_bwd(
-        grad_attended, grad_sums, *inputs, stats, ctx.scale, ctx.unbiased
-    )
-    return *grads, None, None, None
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError("affinity_attention: the compiled op cannot be differentiated twice.")
-
-
+# Autograd is csrc/affinity_attention_autograd.cpp.
 if has_extension():
     torch.library.register_fake("psis_d2::affinity_attention", _fake)
     torch.library.register_fake("psis_d2::affinity_attention_bwd", _fake_bwd)
-    torch.library.register_autograd(
-        "psis_d2::affinity_attention", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("psis_d2::affinity_attention_bwd", _no_double_backward)

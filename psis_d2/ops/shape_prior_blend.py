@@ -156,31 +156,7 @@ def _fake_bwd(grad, logits, priors, boxes, frames, classes, sample_offset, prior
     )
 
 
-def _setup_context(ctx, inputs, output):
-    logits, priors, boxes, frames, _, _, classes, ctx.sample_offset = inputs
-    ctx.save_for_backward(logits, priors, boxes, frames, classes)
-
-
-def _backward(ctx, grad):
-    logits, priors, boxes, frames, classes = ctx.saved_tensors
-    need_priors = ctx.needs_input_grad[1]
-    grad_logits, grad_priors = torch.ops.psis_d2.shape_prior_blend_bwd(
-        grad, logits, priors, boxes, frames, classes, ctx.sample_offset, need_priors
-    )
-    return grad_logits, grad_priors if need_priors else None, *[None] * 6
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(
-        "shape_prior_blend: the compiled op cannot be differentiated twice; "
-        "psis_d2.ops.reference.shape_prior_blend can."
-    )
-
-
+# Autograd is csrc/shape_prior_blend_autograd.cpp.
 if has_extension():
     torch.library.register_fake("psis_d2::shape_prior_blend", _fake)
     torch.library.register_fake("psis_d2::shape_prior_blend_bwd", _fake_bwd)
-    torch.library.register_autograd(
-        "psis_d2::shape_prior_blend", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("psis_d2::shape_prior_blend_bwd", _no_double_backward)

@@ -206,6 +206,10 @@ class TestKernels(OpTester):
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
     @needs_extension
+    def test_func_transforms(self):
+        self.check_func_transforms(make_inputs(2, 4, 3, 3, 5), OPTIONS[0])
+
+    @needs_extension
     def test_refuses_double_backward(self):
         inputs = [t.requires_grad_() for t in make_inputs(1, 3, 2, 2, 2)]
         (grad,) = torch.autograd.grad(self.fn(*inputs).sum(), inputs[0], create_graph=True)

@@ -226,6 +226,10 @@ class TestKernels(OpTester):
         assert torch.ops.psis_d2.shape_prior_blend_bwd(*arguments)[1].numel() == 0
 
     @needs_extension
+    def test_func_transforms(self):
+        self.check_func_transforms(*make_case(3, 4, 5, 6, 7, 2))
+
+    @needs_extension
     def test_refuses_double_backward(self):
         (logits, priors), args = make_case(2, 3, 4, 5, 5)
         logits.requires_grad_()
