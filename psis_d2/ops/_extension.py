@@ -20,7 +20,7 @@ _KERNELS = {
     "message_passing": _DEVICES,
     "shape_prior_blend": _DEVICES,
 }
-# Kernels that are there but do not run by themselves, and why PyTorch does. `with_kernels` runs them.
+# Kernels that are there but do not run by themselves, and why; `with_kernels` runs them.
 _PYTORCH_IS_PREFERRED = {
     # The kernel multiplies in float32 without tensor cores: at N = 128 and 256 channels at least
     # 0.28 ms by the instructions it issues, against some 0.1 ms for scaled_dot_product_attention.

@@ -1,4 +1,4 @@
-"""The emulation of cuda_on_cpu.h finds what is wrong: one broken kernel for each of its promises."""
+"""The emulation of cuda_on_cpu.h finds what is wrong: a broken kernel for each of its promises."""
 
 import ctypes
 import re
