@@ -126,6 +126,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if args.what == "save":
         text = json.dumps({m: losses_of(m, args.device, args.amp) for m in args.methods}, indent=1)
+        args.path.parent.mkdir(parents=True, exist_ok=True)
         args.path.write_text(text + "\n", encoding="utf-8")
     elif not compare(args.path, args.device, args.amp, args.methods):
         raise SystemExit("error: losses differ from the ones in the file.")
