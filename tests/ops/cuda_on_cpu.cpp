@@ -87,7 +87,9 @@ struct Arena : c10::Allocator {
     used += bytes;
     return {data, data, [](void*) {}, c10::Device(c10::kCPU)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return [](void*) {}; }
+  c10::DeleterFnPtr raw_deleter() const override {
+    return [](void*) {};
+  }
   void copy_data(void* to, const void* from, size_t count) const override {
     default_copy_data(to, from, count);
   }
@@ -329,12 +331,12 @@ const char* watched(const Run& wanted, const std::function<void()>& body) {
 }  // namespace cuda_on_cpu
 
 // What gcc calls for the loads and stores of instrumented sources.
-#define WATCH(size)                                                                  \
-  extern "C" void __asan_load##size##_noabort(uintptr_t address) {                   \
-    cuda_on_cpu::look(address, size, false);                                         \
-  }                                                                                  \
-  extern "C" void __asan_store##size##_noabort(uintptr_t address) {                  \
-    cuda_on_cpu::look(address, size, true);                                          \
+#define WATCH(size)                                                 \
+  extern "C" void __asan_load##size##_noabort(uintptr_t address) {  \
+    cuda_on_cpu::look(address, size, false);                        \
+  }                                                                 \
+  extern "C" void __asan_store##size##_noabort(uintptr_t address) { \
+    cuda_on_cpu::look(address, size, true);                         \
   }
 WATCH(1)
 WATCH(2)

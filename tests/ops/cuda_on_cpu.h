@@ -35,8 +35,8 @@
 #define __launch_bounds__(...)
 
 #undef CUDA_KERNEL_ASSERT
-#define CUDA_KERNEL_ASSERT(condition) \
-  do {                                \
+#define CUDA_KERNEL_ASSERT(condition)                                       \
+  do {                                                                      \
     if (!(condition)) cuda_on_cpu::fail("a failed assertion: " #condition); \
   } while (false)
 
