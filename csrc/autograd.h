@@ -1,8 +1,8 @@
 // What the autograd kernels of all ops share.
 //
-// In C++, as PyTorch's own derivatives are: a formula that is registered in Python costs 0.2 ms a
-// call, more than the small ops take. Nodes and no torch::autograd::Function, which refuses
-// torch.func.grad.
+// In C++, as PyTorch's own derivatives are: formulas that are registered in Python nearly double
+// what a small blend takes forward and backward (16 boxes, 20 priors of 14 x 14 on one EPYC thread:
+// 81 us instead of 45). Nodes and no torch::autograd::Function, which refuses torch.func.grad.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
