@@ -35,8 +35,8 @@ bench: build ## time the ops and models; DEVICE=cuda on a GPU
 check-cuda: env ## compile the CUDA kernels, no GPU needed; fails on warnings and register spills
 	@$(VENV_PYTHON) tools/check_ptxas.py $(ARGS)
 
-gpu-session: ## all that a GPU is needed for: build, tests, sanitizer, benchmarks with saved tables
-	@PYTHON=$(PYTHON) tools/gpu_session.sh $(ARGS)
+gpu-session: ## all that a GPU is needed for: tests, sanitizer, benchmarks, models; see its head
+	@$(PYTHON) tools/gpu_session.py $(ARGS)
 
 bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
 	@$(VENV_PYTHON) -m benchmarks.yardsticks $(ARGS)
