@@ -7,6 +7,7 @@ import tarfile
 import time
 
 import pytest
+
 from tool_scripts import TOOLS, load_tool
 
 

@@ -183,9 +183,9 @@ def _create_net(cfg) -> nn.Module:
             )
         return _create_model(timm, node.NAME)
     check_pixel_statistics(cfg)
-    overlay = weights_overlay(node.NAME, node.WEIGHTS)
     if cfg.MODEL.DEVICE == "meta":  # a model without numbers, built to see what it reads
         return _create_model(timm, node.NAME)
+    overlay = weights_overlay(node.NAME, node.WEIGHTS)
     try:
         return _create_model(timm, node.NAME, pretrained=True, pretrained_cfg_overlay=overlay)
     except UserError:

@@ -1,6 +1,7 @@
 """Every method on a GPU: the losses of three steps are those of the CPU."""
 
 import pytest
+
 from tool_scripts import load_tool
 
 METHOD_LOSSES = load_tool("gpu/method_losses")
