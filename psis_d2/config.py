@@ -82,6 +82,13 @@ def add_psis_config(cfg: CN) -> None:
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
     cfg.PSIS.SKIP_MISMATCHED_WEIGHTS = False
+    # Train on when a checkpoint cannot be written, on a full disk for example; not the final one.
+    cfg.PSIS.SAVE_MAY_FAIL = False
+
+    # ---- several processes ---------------------------------------------------------------------
+    # Seconds after which a process that keeps the others waiting counts as hanging (PyTorch: 1800
+    # for gloo). Evaluation of the largest data set on one process has to fit.
+    cfg.PSIS.PROCESS_TIMEOUT = 1800.0
 
     _add_cpmask_config(cfg)
     _add_maskx_config(cfg)

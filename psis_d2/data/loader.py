@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -81,6 +82,7 @@ class Loader:
             num_workers=num_workers,
             collate_fn=_as_list,
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_leave_group,
             **options,
         )
 
@@ -94,6 +96,11 @@ class Loader:
                 if isinstance(sample, UserError):
                     raise sample
             yield batch
+
+
+def _leave_group(worker_id: int) -> None:
+    """What a terminal sends to all processes is for the one that trains, which ends its workers."""
+    os.setpgid(0, 0)
 
 
 def _as_list(batch: list) -> list:

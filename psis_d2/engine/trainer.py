@@ -19,6 +19,8 @@ from psis_d2.data.supervision import restrict_masks
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.engine.grabcut import GrabCutModel
+from psis_d2.engine.guard import GuardedTraining, SaveBeforeEvaluation
+from psis_d2.engine.non_finite import checked
 from psis_d2.engine.solver import build_optimizer
 from psis_d2.engine.stages import PARTS, train_only
 from psis_d2.errors import UserError, check_choice
@@ -34,6 +36,7 @@ from detectron2.engine import (
     SimpleTrainer,
     TrainerBase,
 )
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
@@ -65,19 +68,27 @@ class _LoaderFromIteration:
     def __init__(self, build):
         self.build = build
         self.start_iter = 0
+        self.batch: list[dict] = []  # the last one, for those who have to say what was in it
 
     def __iter__(self):
-        yield from self.build(self.start_iter)
+        for batch in self.build(self.start_iter):
+            self.batch = batch
+            yield batch
 
 
-class Trainer(DefaultTrainer):
+class Trainer(GuardedTraining, DefaultTrainer):
     """Train and evaluate a psis_d2 config.
 
     A run with ``SEED >= 0`` that is resumed gives the losses of an uninterrupted one. On the CPU
     it works with any number of (gloo) processes.
+
+    Args:
+        cfg: the config.
+        trust_checkpoint: run code that a file of weights holds.
+        allow_random: train from weights of which (nearly) none fit.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, *, trust_checkpoint: bool = False, allow_random: bool = False):
         # Not DefaultTrainer.__init__: Detectron2 v0.6 wraps the model for GPUs only.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
@@ -89,11 +100,17 @@ class Trainer(DefaultTrainer):
         mixed_precision = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
         if cfg.SOLVER.AMP.ENABLED and not mixed_precision:
             logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU.")
-        trainer_type = AMPTrainer if mixed_precision else SimpleTrainer
+        trainer_type = checked(AMPTrainer if mixed_precision else SimpleTrainer)
         self._trainer = trainer_type(model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(
-            cfg, model, may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""), trainer=weakref.proxy(self)
+            cfg,
+            model,
+            training=True,
+            may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""),
+            trust=trust_checkpoint,
+            allow_random=allow_random,
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -125,16 +142,12 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     def build_hooks(self):
-        """Detectron2's hooks, after one that seeds every iteration."""
-        hooks = super().build_hooks()
+        """Detectron2's, after one that seeds every iteration; one that saves before evaluation."""
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
+            first = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+            hooks.insert(first, SaveBeforeEvaluation(self.cfg.TEST.EVAL_PERIOD))
         return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
-
-    def run_step(self):
-        """One iteration; bad input leaves as an exit, which Detectron2 does not log as a crash."""
-        try:
-            super().run_step()
-        except UserError as error:
-            raise SystemExit(str(error)) from None
 
     @classmethod
     def build_model(cls, cfg):
@@ -244,10 +257,23 @@ def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def build_checkpointer(cfg, model, may_lack: str = "", **checkpointables) -> Checkpointer:
+def build_checkpointer(
+    cfg,
+    model,
+    *,
+    training: bool = False,
+    may_lack: str = "",
+    trust: bool = False,
+    allow_random: bool = False,
+    **checkpointables,
+) -> Checkpointer:
     """The checkpointer of a config: it knows the categories of the config's data.
 
-    ``may_lack`` and ``checkpointables`` are those of :class:`Checkpointer`.
+    Args:
+        cfg: the config.
+        model: its model.
+        training: whether the model will be trained; otherwise a file must have all its weights.
+        may_lack, trust, allow_random, checkpointables: see :class:`Checkpointer`.
     """
     names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
     return Checkpointer(
@@ -255,7 +281,12 @@ def build_checkpointer(cfg, model, may_lack: str = "", **checkpointables) -> Che
         cfg.OUTPUT_DIR,
         class_names=MetadataCatalog.get(names[0]).get("thing_classes", []) if names else [],
         seen_ids=seen_ids_for(cfg) if names else [],
+        cfg=cfg,
         skip_mismatched=cfg.PSIS.SKIP_MISMATCHED_WEIGHTS,
         may_lack=may_lack,
+        complete=not training,
+        trust=trust,
+        allow_random=allow_random,
+        may_fail=cfg.PSIS.SAVE_MAY_FAIL,
         **checkpointables,
     )
