@@ -63,6 +63,11 @@ def evaluate(cfg, args) -> dict:
     checkpointer = build_checkpointer(
         cfg, model, trust=args.trust_checkpoint, allow_random=args.allow_random
     )
+    if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
+        raise UserError(
+            "--eval-only needs weights: add MODEL.WEIGHTS FILE, or --resume where OUTPUT_DIR has a "
+            "checkpoint."
+        )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if note := checkpointer.split_note():
         logger.warning("This evaluation is under another split than the training: %s.", note)

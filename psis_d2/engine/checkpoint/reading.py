@@ -170,7 +170,7 @@ def _numpy_numbers() -> contextlib.AbstractContextManager:
 
 def _named_in(error: Exception) -> str:
     """The function or class that PyTorch has turned down."""
-    match = re.search(r"(?:GLOBAL|Unsupported (?:class|operand|global)):? ?([\w.]+)", str(error))
+    match = re.search(r"Unsupported \w+:? (?:GLOBAL )?([\w.]+)", str(error))
     return match[1] if match else ""
 
 

@@ -41,7 +41,9 @@ def _with_model(content: dict, path: str) -> dict:
     if "model_state" in content:  # pycls
         weights = content["model_state"]
         author = "pycls"
-    elif path.endswith(".pkl"):  # Detectron and Caffe2; detection models have "blobs"
+    elif path.endswith(".pkl") and not _are_tensors(
+        content
+    ):  # Detectron and Caffe2; detection models have "blobs"
         weights = content.get("blobs", content)
         author = "Caffe2"
     elif isinstance(content.get("state_dict"), Mapping):
@@ -52,6 +54,10 @@ def _with_model(content: dict, path: str) -> dict:
         left_out = ("num_batches_tracked", "_momentum")
         weights = {k: v for k, v in weights.items() if not str(k).endswith(left_out)}
     return {"model": weights, "__author__": author, "matching_heuristics": True}
+
+
+def _are_tensors(content: Mapping) -> bool:
+    return all(isinstance(value, torch.Tensor) for value in content.values())
 
 
 def _tensors(weights: Any, path: str) -> dict[str, torch.Tensor]:
