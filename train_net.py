@@ -24,7 +24,7 @@ from psis_d2.engine.setup import (
 from psis_d2.engine.signals import SignalGate
 from psis_d2.engine.split import adopt_split
 from psis_d2.engine.trainer import build_checkpointer
-from psis_d2.errors import exit_on_user_error
+from psis_d2.errors import UserError, exit_on_user_error
 
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
