@@ -16,6 +16,7 @@ import torch
 from run_processes import Run, command, none_alive
 from tiny_data import command_line, write_tiny_data
 
+QUICK = "agnostic_shapes"
 ENDLESS = ("SOLVER.MAX_ITER", 100_000, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "[]")
 ENDLESS += ("SEED", 3, "DATALOADER.NUM_WORKERS", 1)
 
@@ -35,7 +36,7 @@ def trains(folder):
 
 
 def begin(data, folder, *opts, processes=1, **options) -> Run:
-    line = command_line(data, folder / "out", *ENDLESS, *opts)
+    line = command_line(data, folder / "out", *ENDLESS, *opts, config=QUICK)
     if processes > 1:
         line = ["--num-cpu-processes", str(processes), *line]
     return Run(line, folder / "log", **options)
@@ -67,7 +68,10 @@ def test_ranks_do_not_outlive_their_parent(data, tmp_path):
         assert none_alive(family, 20)
 
 
-@pytest.mark.parametrize(("which", "signum"), [(1, signal.SIGKILL), (0, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("which", "signum"),
+    [(1, signal.SIGKILL), pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_rank_ends_the_others(data, tmp_path, which, signum):
     with begin(data, tmp_path, processes=2) as run:
         run.wait_for(trains(tmp_path / "out"))
@@ -98,14 +102,18 @@ def test_a_killed_worker_is_named(data, tmp_path):
 def test_one_run_in_a_folder(data, tmp_path):
     with begin(data, tmp_path) as run:
         run.wait_for(trains(tmp_path / "out"))
-        with Run(command_line(data, tmp_path / "out"), tmp_path / "second.log") as second:
+        with Run(
+            command_line(data, tmp_path / "out", config=QUICK), tmp_path / "second.log"
+        ) as second:
             assert second.status() == 2
             (sentence,) = second.errors()
             assert f"is in use by process {run.pid} on " in sentence
         os.kill(run.pid, signal.SIGKILL)
         run.status()
     # what a killed run left is no lock
-    line = command_line(data, tmp_path / "out", "DATASETS.TEST", "[]", "DATALOADER.NUM_WORKERS", 0)
+    line = command_line(
+        data, tmp_path / "out", "DATASETS.TEST", "[]", "DATALOADER.NUM_WORKERS", 0, config=QUICK
+    )
     with Run(line, tmp_path / "third.log") as third:
         assert third.status(120) == 0, third.text()[-3000:]
     assert not (tmp_path / "out" / "run.lock").exists()
@@ -154,7 +162,7 @@ def state_of(path) -> dict[str, torch.Tensor]:
 
 def killed_runs(data, folder, kills: int, draw: random.Random) -> None:
     """Train in `folder`, with SIGKILL at random moments around the writing of checkpoints."""
-    line = command_line(data, folder, *CAMPAIGN)
+    line = command_line(data, folder, *CAMPAIGN, config=QUICK)
     for _ in range(kills):
         with Run(["--resume", *line], folder.with_suffix(".log")) as run:
             known = set(folder.glob("model_*"))
@@ -174,7 +182,7 @@ CAMPAIGN += ("SEED", 3, "DATALOADER.NUM_WORKERS", 0)
 @pytest.mark.parametrize(("kills", "rounds"), [(5, 1), pytest.param(10, 5, marks=pytest.mark.slow)])
 def test_killed_while_saving_resumes_bit_by_bit(data, tmp_path, kills, rounds):
     """Every kill may cost work, none a result: the end equals that of an uninterrupted run."""
-    line = command_line(data, tmp_path / "whole", *CAMPAIGN)
+    line = command_line(data, tmp_path / "whole", *CAMPAIGN, config=QUICK)
     with Run(line, tmp_path / "whole.log") as run:
         assert run.status(200) == 0, run.text()[-3000:]
     whole = state_of(tmp_path / "whole" / "model_final.pth")
@@ -190,7 +198,7 @@ def test_killed_while_saving_resumes_bit_by_bit(data, tmp_path, kills, rounds):
 def test_results_json_is_written_whole(data, tmp_path):
     """A run that is interrupted in its evaluation has its final checkpoint, and no results."""
     opts = ("SOLVER.MAX_ITER", 2, "TEST.BOXES", "both", "DATALOADER.NUM_WORKERS", 0)
-    with Run(command_line(data, tmp_path / "out", *opts), tmp_path / "log") as run:
+    with Run(command_line(data, tmp_path / "out", *opts, config=QUICK), tmp_path / "log") as run:
         run.wait_for(lambda: "Start inference" in run.text())
         os.kill(run.pid, signal.SIGTERM)
         status = run.status()
