@@ -30,14 +30,20 @@ def locked(folder: str) -> Iterator[None]:
         folder: made if it is missing; "" and addresses of other storage are not locked.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be written.
     """
     path = os.path.join(os.path.realpath(folder), _NAME)
     if not folder or "://" in folder or path in _mine:
         yield
         return
-    os.makedirs(folder, exist_ok=True)
-    with _open_lock(folder, path):
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = _open_lock(folder, path)
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {folder} cannot be written ({error.strerror or error}); give another one."
+        ) from error
+    with lock:
         _mine.add(path)
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()

@@ -62,6 +62,12 @@ def test_without_locks_of_the_file_system_the_process_is_looked_for(tmp_path, mo
         pass
 
 
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match=r"out cannot be written \(File exists\); give another"):
+        locked(str(tmp_path / "out")).__enter__()
+
+
 def test_no_folder_is_no_lock():
     with locked(""), locked("s3://bucket/run"):
         pass
