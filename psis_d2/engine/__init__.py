@@ -1,6 +1,14 @@
 """Training and evaluation loops on top of Detectron2's."""
 
 from psis_d2.engine.launch import launch
-from psis_d2.engine.trainer import Trainer
 
 __all__ = ["Trainer", "launch"]
+
+
+def __getattr__(name: str):
+    # Not imported at once: the launcher's processes, and the small modules here, need no models.
+    if name == "Trainer":
+        from psis_d2.engine.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -74,16 +74,21 @@ def test_several_machines_need_a_meeting_point():
         launch(report_groups, num_cpu_processes=1, num_machines=2, args=("",))
 
 
+def slow(*values):
+    """One of the kinds that differ little from others: each takes two processes."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("how", "status", "words"),
     [
-        ("refuse", 2, "error: The weights are of cheese."),
+        slow("refuse", 2, "error: The weights are of cheese."),
         ("both refuse", 2, "error: The weights are of cheese."),
-        ("leave", 7, None),
+        slow("leave", 7, None),
         ("crash", 1, "error: Process 1 of 2 (pid {}) ended with an error, see above"),
-        ("die", 1, "error: Process 1 of 2 (pid {}) was killed by SIGKILL"),
+        slow("die", 1, "error: Process 1 of 2 (pid {}) was killed by SIGKILL"),
         ("stop", 1, "error: Process 1 of 2 (pid {}) hangs (it was stopped by a signal)"),
-        ("hang", 1, "error: Process 1 of 2 (pid {}) hangs: the others waited 3 seconds"),
+        slow("hang", 1, "error: Process 1 of 2 (pid {}) hangs: the others waited 3 seconds"),
     ],
 )
 def test_a_process_ends_all_with_one_sentence(tmp_path, how, status, words):
@@ -103,6 +108,7 @@ def test_a_process_ends_all_with_one_sentence(tmp_path, how, status, words):
     assert ("a fault of the code" in run.text()) == (how == "crash")
 
 
+@pytest.mark.slow  # test_processes.py has the same of a training
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
 )
