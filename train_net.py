@@ -14,6 +14,7 @@ from psis_d2.engine import Trainer, launch
 from psis_d2.engine.checkpoint import remove_leftovers
 from psis_d2.engine.launch import is_first
 from psis_d2.engine.lock import locked
+from psis_d2.engine.logs import failing_with_the_disk
 from psis_d2.engine.setup import (
     add_data_arguments,
     build_config,
@@ -82,12 +83,14 @@ def run_process(args) -> dict | None:
     cfg = build_config(args)
     if args.eval_only:
         cfg = adopt_split(cfg, args.resume, chosen="PSIS.SEEN_CLASSES" in (args.opts or ()))
-    setup_run(cfg, args)
-    if args.eval_only:
-        return evaluate(cfg, args)
-    trainer = Trainer(cfg, trust_checkpoint=args.trust_checkpoint, allow_random=args.allow_random)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with failing_with_the_disk():
+        setup_run(cfg, args)
+        if args.eval_only:
+            return evaluate(cfg, args)
+        trusted = {"trust_checkpoint": args.trust_checkpoint, "allow_random": args.allow_random}
+        trainer = Trainer(cfg, **trusted)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 def main(args) -> dict | None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from typing import IO
 
-_UNFINISHED = re.compile(r"\.(?P<host>[^/]+)\.(?P<pid>\d+)\.[0-9a-f]{12}\.part$")
+_UNFINISHED = re.compile(r"\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{12}\.part$")
 # Whether a process of another machine still runs cannot be asked; no file takes a day to write.
 _FOREIGN_AGE = 24 * 3600
 

@@ -24,6 +24,7 @@ def train(line: list[str]) -> None:
 def _begin(log: str, target: Callable, argument, limits: dict[int, int]) -> None:
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # what a program has, for its workers
     os.setsid()  # as a terminal starts it, leader of the group that gets its signals
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "w") as file:

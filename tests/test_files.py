@@ -53,7 +53,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(t
         "import os, sys; from psis_d2.files import written_at_once\n"
         "with written_at_once(sys.argv[1]) as file: os.kill(os.getpid(), 9)"
     )
-    target = str(tmp_path / "sub" / "file")
+    target = str(tmp_path / "sub" / "a.json")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, target], env=environment)
     (left,) = os.listdir(tmp_path / "sub")
@@ -61,7 +61,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(t
     with written_at_once(target) as file:
         file.write("whole")
         assert remove_unfinished(str(tmp_path)) == [str(tmp_path / "sub" / left)]
-    assert os.listdir(tmp_path / "sub") == ["file"]
+    assert os.listdir(tmp_path / "sub") == ["a.json"]
 
 
 def test_unfinished_files_of_another_machine_stay_for_a_day(tmp_path):

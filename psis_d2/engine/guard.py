@@ -2,15 +2,14 @@
 
 import contextlib
 import logging
-import sys
-import threading
 from collections.abc import Iterator
 
 from psis_d2.engine import signals
+from psis_d2.engine.logs import failing_with_the_disk
 from psis_d2.engine.non_finite import explain, is_non_finite
 from psis_d2.engine.resources import allow_open_files, check_disk, checkpoint_bytes
 from psis_d2.engine.signals import Interruption, SignalGate
-from psis_d2.errors import LostProcess, UserError, UserExit, as_user_error
+from psis_d2.errors import LostProcess, UserExit, as_user_error
 
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer, EvalHook
@@ -18,7 +17,6 @@ from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
-_LOGGERS = ("detectron2", "fvcore", "psis_d2")
 # So long other processes go on after a signal, for the main one to write its checkpoint.
 _FOLLOW_SECONDS = 20.0
 
@@ -57,10 +55,9 @@ class GuardedTraining:
 
     def before_train(self):
         self._gate = SignalGate(on_signal=signals.tell_parent)
-        self._gate.__enter__()
-        self._thread_hook = threading.excepthook
-        threading.excepthook = _quiet_about_disks(threading.excepthook)
-        _let_logs_fail()
+        self._block = contextlib.ExitStack()  # from here to the end of after_train
+        self._block.enter_context(self._gate)
+        self._block.enter_context(failing_with_the_disk())
         with self._ending_well():
             allow_open_files(self.cfg.DATALOADER.NUM_WORKERS)
             if comm.is_main_process():
@@ -106,8 +103,7 @@ class GuardedTraining:
                     with contextlib.suppress(Exception):
                         hook.after_train()
         finally:
-            threading.excepthook = self._thread_hook
-            self._gate.__exit__()
+            self._block.close()
 
     @contextlib.contextmanager
     def _ending_well(self) -> Iterator[None]:
@@ -138,40 +134,3 @@ class GuardedTraining:
         count += bool(cfg.TEST.EVAL_PERIOD)
         size = checkpoint_bytes(self.checkpointer.model, self._trainer.optimizer)
         check_disk(cfg.OUTPUT_DIR, size, count)
-
-
-def _quiet_about_disks(otherwise):
-    """An ``excepthook``: what TensorBoard's thread cannot write, its next call raises."""
-
-    def hook(args):
-        if not isinstance(args.exc_value, OSError) or as_user_error(args.exc_value) is None:
-            otherwise(args)
-
-    return hook
-
-
-def _let_logs_fail() -> None:
-    """Raise what goes wrong in writing a log, instead of printing a traceback for every line."""
-    for name in _LOGGERS:
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.handleError = _log_failure(handler)
-
-
-def _log_failure(handler: logging.StreamHandler):
-    def fail(record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        sentence = as_user_error(error) if isinstance(error, OSError) else None
-        if sentence is not None:
-            if handler.stream not in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError):
-                    handler.stream.close()  # now, or Python tries again at its end
-            name = getattr(handler.stream, "name", "the log")
-            raise UserError(
-                f"The disk is full: {name} cannot be written ({error.strerror}); make room and go "
-                "on with --resume."
-            )
-        if not getattr(handler.stream, "closed", False):
-            logging.Handler.handleError(handler, record)
-
-    return fail

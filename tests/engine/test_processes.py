@@ -154,10 +154,12 @@ def test_a_log_on_a_full_disk(data, tmp_path, name):
 
 
 def state_of(path) -> dict[str, torch.Tensor]:
-    """Weights and momentum, in one dict."""
+    """Weights and what the optimizer keeps for each, in one dict."""
     content = read_checkpoint(str(path))
-    momentum = content["trainer"]["_trainer"]["optimizer"]["state"]
-    return content["model"] | {str(k): v["momentum_buffer"] for k, v in momentum.items()}
+    kept = content["trainer"]["_trainer"]["optimizer"]["state"]
+    kept = {f"{i} {key}": x for i, state in kept.items() for key, x in state.items()}
+    assert len(kept) > 50
+    return content["model"] | kept
 
 
 def killed_runs(data, folder, kills: int, draw: random.Random) -> None:
