@@ -17,7 +17,7 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: build ## synthetic data, ShapeProp trained for minutes on CPU or GPU, tables and a picture
-	@$(VENV_PYTHON) tools/demo.py $(ARGS)
+	@$(VENV_PYTHON) -m psis_d2 demo $(ARGS)
 
 test: build ## the CPU test suite
 	@$(VENV_PYTHON) -m pytest -m "not gpu and not slow" $(ARGS)
@@ -39,7 +39,7 @@ gpu-session: ## all that a GPU is needed for: build, tests, sanitizer, benchmark
 	@PYTHON=$(PYTHON) tools/gpu_session.sh $(ARGS)
 
 bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
-	@$(VENV_PYTHON) tools/bench_shapes.py $(ARGS)
+	@$(VENV_PYTHON) -m benchmarks.yardsticks $(ARGS)
 
 lint: env ## check format and style of Python, C++ and CUDA
 	@$(VENV_PYTHON) -m ruff format --check .
@@ -53,7 +53,7 @@ format: env ## put Python, C++ and CUDA into the checked format
 	@.venv/bin/clang-format -i $(CPP_FILES)
 
 doctor: env ## versions, what was built, which path every op takes, and how to fix what is wrong
-	@$(VENV_PYTHON) -m psis_d2.doctor
+	@$(VENV_PYTHON) -m psis_d2 doctor
 
 env: ## .venv with pinned packages and Detectron2
 	@$(PYTHON) tools/setup_env.py --no-build

@@ -1,8 +1,13 @@
 """Builds psis_d2 and its extension ``psis_d2._C``.
 
-``pip install --no-build-isolation -e .`` or ``python setup.py build_ext --inplace``.
+``pip install --no-build-isolation .`` compiles against the PyTorch that is installed; with ``-e``,
+or ``python setup.py build_ext --inplace``, in place. ``pip install .`` alone builds where there is
+no PyTorch, and so without the extension: everything works, on slower PyTorch code. One binary
+serves all versions of Python (the stable ABI, ``_C.abi3.so``), but one version of PyTorch.
 
 Environment:
+    PSIS_D2_BUILD_EXT: 1 builds the extension or fails, 0 leaves it out. Unset: it is built if there
+        are PyTorch and a C++ compiler to build it with.
     PSIS_D2_BUILD_CUDA: 1 builds the CUDA kernels or fails, 0 leaves them out. Unset: they are built
         if PyTorch has CUDA and its nvcc is found, whether or not the machine has a GPU.
     TORCH_CUDA_ARCH_LIST: architectures, as PyTorch spells them. Unset: the GPU that is there, else
@@ -18,17 +23,41 @@ import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
-
-ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHS = "8.0;9.0+PTX"
+from setuptools.command.build_py import build_py
 
 try:
     import torch
 except ImportError:
-    raise SystemExit(
-        "error: building psis_d2 needs PyTorch; install torch first, then build with "
-        "pip install --no-build-isolation."
-    ) from None
+    torch = None
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHS = "8.0;9.0+PTX"
+ABI = "cp310"  # the oldest Python whose stable ABI the extension keeps to
+
+# Open ranges: an install must not replace the PyTorch that Detectron2 was built for. Detectron2
+# itself is not here: it is not on PyPI under its name.
+REQUIRES = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.24",
+    "pillow>=9.5",
+    "pycocotools>=2.0.6",
+    "pyyaml>=6.0",
+    "fvcore>=0.1.5",
+    "iopath>=0.1.9",
+    "tqdm>=4.60",
+    "filelock>=3.0",
+    # Detectron2's model zoo imports pkg_resources.
+    "setuptools<81",
+]
+EXTRAS = {
+    "grabcut": ["opencv-python-headless>=4.7"],
+    "priors": ["scikit-learn>=1.3", "threadpoolctl>=3.1"],
+    "hub": ["huggingface_hub>=0.24"],
+    "safetensors": ["safetensors>=0.4"],
+}
+EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+EXTRAS["dev"] = ["pytest>=8", "ruff", "clang-format", "ninja", "wheel"]
 
 
 def read_version() -> str:
@@ -75,11 +104,39 @@ def why_no_cuda(nvcc: Path | None) -> str | None:
     return None
 
 
+def read_choice(variable: str) -> str:
+    """An environment variable that is "0", "1" or "" (unset)."""
+    choice = os.environ.get(variable, "")
+    if choice not in ("", "0", "1"):
+        raise SystemExit(f"error: {variable} must be 0, 1 or unset, not {choice!r}.")
+    return choice
+
+
+def decide_extension() -> bool:
+    """Whether the extension is built."""
+    choice = read_choice("PSIS_D2_BUILD_EXT")
+    if choice == "0":
+        print("psis_d2: building without the extension (PSIS_D2_BUILD_EXT=0)")
+        return False
+    reason = None
+    if torch is None:
+        reason = (
+            "PyTorch is not installed in the environment that builds; install torch, then call pip "
+            "with --no-build-isolation"
+        )
+    elif not any(map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])):
+        reason = "no C++ compiler is found; install g++ or set CXX"
+    if reason is None:
+        return True
+    if choice == "1":
+        raise SystemExit(f"error: PSIS_D2_BUILD_EXT=1, but {reason}.")
+    print(f"psis_d2: building without the extension ({reason})")
+    return False
+
+
 def decide_cuda() -> Path | None:
     """The toolkit to build the CUDA kernels with, None to leave them out."""
-    choice = os.environ.get("PSIS_D2_BUILD_CUDA", "")
-    if choice not in ("", "0", "1"):
-        raise SystemExit(f"error: PSIS_D2_BUILD_CUDA must be 0, 1 or unset, not {choice!r}.")
+    choice = read_choice("PSIS_D2_BUILD_CUDA")
     if choice == "0":
         print("psis_d2: building the CPU kernels only (PSIS_D2_BUILD_CUDA=0)")
         return None
@@ -118,11 +175,10 @@ def make_extension():
 
     debug = os.environ.get("DEBUG", "0") == "1"
     # -Wno-psabi: vectors never cross a function that is not inlined.
-    cxx = ["-std=c++17", "-Wall", "-Wno-psabi", *(["-O0", "-g"] if debug else ["-O3"])]
+    cxx = ["-std=c++17", "-Wall", "-Wno-psabi", *(["-O0", "-g"] if debug else ["-O3", "-g0"])]
     macros = [("PSIS_D2_TORCH_VERSION", f'"{torch.__version__}"')]
     sources = glob.glob("csrc/*.cpp", root_dir=ROOT) + glob.glob("csrc/cpu/*.cpp", root_dir=ROOT)
     depends = glob.glob("csrc/**/*.h", root_dir=ROOT, recursive=True)
-    kwargs = {}
     flags = {"cxx": cxx}
     if cuda is not None:
         archs = os.environ["TORCH_CUDA_ARCH_LIST"]
@@ -144,14 +200,49 @@ def make_extension():
         define_macros=macros,
         extra_compile_args=flags,
         depends=sorted(depends),
-        **kwargs,
+        py_limited_api=True,
     )
-    return extension, BuildExtension
+    return extension, in_place_alone(BuildExtension)
+
+
+def in_place_alone(command: type) -> type:
+    """A build command that leaves one binary in the tree.
+
+    Python would load a ``_C.cpython-*.so`` of an earlier build before the ``_C.abi3.so`` beside it.
+    """
+
+    class BuildInPlaceAlone(command):
+        def run(self):
+            super().run()
+            if self.inplace:
+                built = {Path(path).name for path in self.get_outputs()}
+                for path in (ROOT / "psis_d2").glob("_C.*so"):
+                    if path.name not in built:
+                        path.unlink()
+
+    return BuildInPlaceAlone
+
+
+class BuildWithConfigs(build_py):
+    """Puts a copy of ``configs/`` into the package that is built; a checkout uses the source."""
+
+    def run(self):
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            target = Path(self.build_lib) / "psis_d2" / "model_zoo" / "configs"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target)
 
 
 def main() -> None:
     """What pip and `python setup.py` run."""
-    extension, build = make_extension()
+    options = {}
+    commands = {"build_py": BuildWithConfigs}
+    extensions = []
+    if decide_extension():
+        extension, commands["build_ext"] = make_extension()
+        extensions.append(extension)
+        options["bdist_wheel"] = {"py_limited_api": ABI}
     setup(
         name="psis_d2",
         version=read_version(),
@@ -159,20 +250,13 @@ def main() -> None:
         license="Apache-2.0",
         python_requires=">=3.10",
         packages=find_packages(include=["psis_d2", "psis_d2.*"]),
-        package_data={"psis_d2": ["model_zoo/**/*"]},
-        # Open ranges: an install must not replace the PyTorch that Detectron2 was built for.
-        install_requires=[
-            "torch>=2.4",
-            "torchvision",
-            "numpy",
-            "pillow",
-            "pycocotools",
-            "pyyaml",
-            "fvcore",
-        ],
-        extras_require={"dev": ["pytest", "ruff", "clang-format", "ninja"]},
-        ext_modules=[extension],
-        cmdclass={"build_ext": build},
+        package_data={"psis_d2.model_zoo": ["zoo.json", "weights/*"]},
+        install_requires=REQUIRES,
+        extras_require=EXTRAS,
+        entry_points={"console_scripts": ["psis-d2 = psis_d2.cli:main"]},
+        ext_modules=extensions,
+        cmdclass=commands,
+        options=options,
     )
 
 

@@ -20,7 +20,6 @@ from psis_d2.data.shape_priors import (
     ShapePriors,
     num_priors,
     save_shape_priors,
-    uses_shape_priors,
 )
 from psis_d2.ops import without_kernels
 
@@ -52,7 +51,7 @@ def make_config(name: str, device: str, scratch: Path) -> CfgNode:
     cfg.merge_from_file(str(CONFIGS / f"{base}.yaml"))
     cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
     cfg.merge_from_list(DETECTRON2_HEADS if name == PLAIN else [])
-    if uses_shape_priors(cfg):
+    if cfg.MODEL.ROI_MASK_HEAD.NAME == "ShapeMaskHead":
         cfg.PSIS.SHAPEMASK.PRIORS = write_random_priors(cfg, scratch)
     return cfg
 

@@ -1,10 +1,42 @@
 """Every config key that psis_d2 adds to Detectron2's, each with one line of reason.
 
+A key is declared with its default and what it may be, which is checked before a run starts:
+``node.NAME = default, check``; :mod:`psis_d2.config_checks` has the checks.
+
 "paper" and "released code" name the two sources where they differ; the released code's choice is
 the default, because the published numbers come from it.
 """
 
+import copy
+import functools
+from collections.abc import Mapping
+
+from psis_d2.config_checks import (
+    Key,
+    Keys,
+    Options,
+    Rows,
+    flag,
+    list_of,
+    needs,
+    number,
+    one_of,
+    read_with,
+    text,
+    whole,
+)
+
 from detectron2.config import CfgNode as CN
+
+NORMS = ("BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN", "")
+
+# Keys that had another name, and their names now.
+RENAMED_KEYS = {
+    "PSIS.CONDINST.PSEUDO_MASKS": "PSIS.TEACHER_STUDENT.POSTPROCESS",
+    "PSIS.CONDINST.PSEUDO_START": "PSIS.TEACHER_STUDENT.WARM_START",
+    "PSIS.OPMASK.CAM_NORMALISED": "PSIS.OPMASK.CAM_NORMALIZED",
+    "PSIS.TEACHER_STUDENT.CRF_COLOUR_SIGMA": "PSIS.TEACHER_STUDENT.CRF_COLOR_SIGMA",
+}
 
 
 def add_psis_config(cfg: CN) -> None:
@@ -13,451 +45,517 @@ def add_psis_config(cfg: CN) -> None:
     Args:
         cfg: the node returned by :func:`detectron2.config.get_cfg`.
     """
-    cfg.PSIS = CN()
+    for key, known in psis_keys().items():
+        *path, name = key.split(".")
+        node = cfg
+        for part in path:
+            if part not in node:
+                node[part] = CN()
+            node = node[part]
+        node[name] = copy.deepcopy(known.default)
+    for old, new in RENAMED_KEYS.items():
+        cfg.register_renamed_key(old, new)
+
+
+@functools.cache
+def psis_keys() -> Mapping[str, Key]:
+    """The keys that :func:`add_psis_config` adds, by full name."""
+    keys: dict[str, Key] = {}
+    _add_data_config(keys)
+    _add_run_config(keys)
+    _add_grabcut_config(keys)
+    _add_region_config(keys)
+    _add_cpmask_config(keys)
+    _add_maskx_config(keys)
+    _add_hourglass_config(keys)
+    _add_opmask_config(keys)
+    _add_fcos_config(keys)
+    _add_retinanet_config(keys)
+    _add_shapeprop_config(keys)
+    _add_shapemask_config(keys)
+    _add_nasfpn_config(keys)
+    _add_teacher_student_config(keys)
+    _add_condinst_config(keys)
+    _add_solver_and_test_config(keys)
+    return keys
+
+
+def _add_run_config(keys: dict[str, Key]) -> None:
+    """What training may see, and where it starts: read by the data loader and the trainer."""
+    node = Keys(keys, "PSIS", of_model=False)
 
     # ---- supervision: which instances may show their mask to training --------------------------
     # The split: voc | nonvoc | shapes | shapes-swapped | all | auto | random-K-SEED | a text file
     # with one class name a line. "auto": the categories that have a mask in the training json;
     # "mapped": the classes that PSIS.CATEGORY_MAP leads to.
-    cfg.PSIS.SEEN_CLASSES = "voc"
+    node.SEEN_CLASSES = "voc", text()
     # Categories whose objects training may see at all, spelled alike; the others lose their boxes,
     # too: the base categories of few-shot training.
-    cfg.PSIS.TRAIN_CLASSES = "all"
+    node.TRAIN_CLASSES = "all", text()
     # Upper bound: unseen categories keep their masks in training; the tables stay split.
-    cfg.PSIS.ORACLE = False
+    node.ORACLE = False, flag()
     # A text file of image ids or file names; only these images keep masks. "" = all of them.
-    cfg.PSIS.MASK_IMAGES = ""
+    node.MASK_IMAGES = "", text(empty=True)
     # Share of images that keep masks; with one seed a smaller share is part of a larger one.
-    cfg.PSIS.MASK_IMAGE_FRACTION = 1.0
+    node.MASK_IMAGE_FRACTION = 1.0, number(0.0, 1.0)
     # Another draw of the same share.
-    cfg.PSIS.MASK_IMAGE_SEED = 0
+    node.MASK_IMAGE_SEED = 0, whole()
     # Share of images to train on at all, drawn in the same way (ShapeMask, Fig. 8).
-    cfg.PSIS.TRAIN_IMAGE_FRACTION = 1.0
+    node.TRAIN_IMAGE_FRACTION = 1.0, number(0.0, 1.0)
     # Another draw of the same share.
-    cfg.PSIS.TRAIN_IMAGE_SEED = 0
+    node.TRAIN_IMAGE_SEED = 0, whole()
 
     # What an object whose mask training may not see is trained on: "none" = its box alone |
     # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3).
-    cfg.PSIS.MISSING_MASKS = "none"
-    _add_grabcut_config(cfg)
+    node.MISSING_MASKS = "none", one_of("none", "grabcut")
     # Where masks that take long to make are kept; "" = psis_d2_cache in DETECTRON2_DATASETS.
-    cfg.PSIS.CACHE_DIR = ""
+    node.CACHE_DIR = "", text(empty=True)
+
+    # Data sets by their files, [name, json, folder of images] of each: --train-json and --val-json
+    # write them here, so that the config.yaml of a run can be used again, anywhere.
+    node.DATA_FILES = [], Rows((text(), text(), text()), '["mine", "mine.json", "images"]')
 
     # ---- several data sets with different categories -------------------------------------------
     # A YAML or JSON file that names, for every category of the further data sets, the model's class
     # (null: leave it out). The model's classes are those of the first training data set.
     # "" = all data sets must have the same categories.
-    cfg.PSIS.CATEGORY_MAP = ""
-
-    # ---- what the mask head is trained on ------------------------------------------------------
-    # proposals (Mask R-CNN) | gt (CPMask's and DeepMAC's released code) | jittered_gt (ShapeMask).
-    # The most valuable switch for unseen categories in the literature (DeepMAC, ICCV 2021).
-    cfg.PSIS.MASK_TRAIN_BOXES = "proposals"
-    # Noise of jittered_gt: sd of the center and log-size shifts, in units of the box (ShapeMask).
-    cfg.PSIS.BOX_JITTER_STD = 0.1
-    # At most so many annotated boxes an image, drawn anew each time; 0 = all (ShapeMask: 8).
-    cfg.PSIS.MASK_BOXES_PER_IMAGE = 0
+    node.CATEGORY_MAP = "", text(empty=True)
 
     # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
     # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
-    cfg.PSIS.TRAIN_ONLY = ""
-
-    # ---- regularizers of any RoI mask head, training only --------------------------------------
-    # Drop channels of the RoI features: the control that a method's gain has to beat.
-    cfg.PSIS.ROI_CHANNEL_DROPOUT = 0.0
-    # Share of RoIs that lose all RoI features, so that a head with a shape prior learns to use it.
-    cfg.PSIS.ROI_FEATURE_DROP = 0.0
-
-    # ---- the fused FCN+MLP head, for FCNMaskHead and MaskXMaskHead -----------------------------
-    # Add a class-agnostic MLP's logits ("Learning to Segment Every Thing", CVPR 2018, sec. 3.4).
-    cfg.PSIS.MLP_BRANCH = False
-    # Channels that its fully connected layer reads; 0 = the whole map, as in the released code,
-    # which for 256 channels of 28 x 28 is a layer of 157 million weights.
-    cfg.PSIS.MLP_BRANCH_DIM = 0
-
-    # FCNMaskHead doubles the side of the RoI features so often: 1 (Mask R-CNN, masks of 28 x 28) |
-    # 2 (56 x 56, the "higher-resolution" head of Zhao et al., Tab. 3).
-    cfg.PSIS.FCN_UPSAMPLINGS = 1
+    node.TRAIN_ONLY = "", one_of("mask_head", "")
 
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
-    cfg.PSIS.SKIP_MISMATCHED_WEIGHTS = False
+    node.SKIP_MISMATCHED_WEIGHTS = False, flag()
     # Train on when a checkpoint cannot be written, on a full disk for example; not the final one.
-    cfg.PSIS.SAVE_MAY_FAIL = False
+    node.SAVE_MAY_FAIL = False, flag()
 
     # ---- several processes ---------------------------------------------------------------------
     # Seconds after which a process that keeps the others waiting counts as hanging (PyTorch: 1800
     # for gloo). Evaluation of the largest data set on one process has to fit.
-    cfg.PSIS.PROCESS_TIMEOUT = 1800.0
+    node.PROCESS_TIMEOUT = 1800.0, number(0.0, above=True)
 
-    _add_cpmask_config(cfg)
-    _add_maskx_config(cfg)
-    _add_hourglass_config(cfg)
-    _add_opmask_config(cfg)
-    _add_fcos_config(cfg)
-    _add_retinanet_config(cfg)
-    _add_shapeprop_config(cfg)
-    _add_shapemask_config(cfg)
-    _add_nasfpn_config(cfg)
-    _add_teacher_student_config(cfg)
 
-    _add_condinst_config(cfg)
+def _add_region_config(keys: dict[str, Key]) -> None:
+    """What RoI mask heads have in common."""
+    node = Keys(keys, "PSIS")
+    # ---- what the mask head is trained on ------------------------------------------------------
+    # proposals (Mask R-CNN) | gt (CPMask's and DeepMAC's released code) | jittered_gt (ShapeMask).
+    # The most valuable switch for unseen categories in the literature (DeepMAC, ICCV 2021).
+    node.MASK_TRAIN_BOXES = "proposals", one_of("proposals", "gt", "jittered_gt")
+    # Noise of jittered_gt: sd of the center and log-size shifts, in units of the box (ShapeMask).
+    node.BOX_JITTER_STD = 0.1, number(0.0), needs(("PSIS.MASK_TRAIN_BOXES", "jittered_gt"))
+    # At most so many annotated boxes an image, drawn anew each time; 0 = all (ShapeMask: 8).
+    on_annotated = needs(("PSIS.MASK_TRAIN_BOXES", "gt"), ("PSIS.MASK_TRAIN_BOXES", "jittered_gt"))
+    node.MASK_BOXES_PER_IMAGE = 0, whole(0), on_annotated
 
+    # ---- regularizers of any RoI mask head, training only --------------------------------------
+    # Drop channels of the RoI features: the control that a method's gain has to beat.
+    node.ROI_CHANNEL_DROPOUT = 0.0, number(0.0, 1.0)
+    # Share of RoIs that lose all RoI features, so that a head with a shape prior learns to use it.
+    node.ROI_FEATURE_DROP = 0.0, number(0.0, 1.0)
+
+    # ---- the fused FCN+MLP head, for FCNMaskHead and MaskXMaskHead -----------------------------
+    # Add a class-agnostic MLP's logits ("Learning to Segment Every Thing", CVPR 2018, sec. 3.4).
+    node.MLP_BRANCH = False, flag()
+    # Channels that its fully connected layer reads; 0 = the whole map, as in the released code,
+    # which for 256 channels of 28 x 28 is a layer of 157 million weights.
+    node.MLP_BRANCH_DIM = 0, whole(0), needs(("PSIS.MLP_BRANCH", True))
+
+    # FCNMaskHead doubles the side of the RoI features so often: 1 (Mask R-CNN, masks of 28 x 28) |
+    # 2 (56 x 56, the "higher-resolution" head of Zhao et al., Tab. 3).
+    node.FCN_UPSAMPLINGS = 1, whole(1)
+
+
+def _add_solver_and_test_config(keys: dict[str, Key]) -> None:
+    node = Keys(keys, "SOLVER", of_model=False)
     # SGD (Detectron2's, and that of all published schedules) or AdamW (faster in short runs).
-    cfg.SOLVER.OPTIMIZER = "SGD"
+    node.OPTIMIZER = "SGD", one_of("SGD", "AdamW")
 
+    node = Keys(keys, "TEST", of_model=False)
     # Boxes that masks are measured in: detected | gt (from the annotations) | both.
-    cfg.TEST.BOXES = "detected"
+    node.BOXES = "detected", one_of("detected", "gt", "both")
     # Where their masks come from: model | grabcut (needs no mask head: MODEL.MASK_ON False).
-    cfg.TEST.MASKS = "model"
+    node.MASKS = "model", one_of("model", "grabcut")
     # Measure again in boxes whose sides are multiplied by random factors between this and 1; 1.0 =
     # do not (ShapeMask, Tab. 3: 0.75).
-    cfg.TEST.BOX_SHRINK = 1.0
+    node.BOX_SHRINK = 1.0, number(0.0, 1.0, above=True)
     # Another draw of the factors.
-    cfg.TEST.BOX_SHRINK_SEED = 0
+    node.BOX_SHRINK_SEED = 0, whole()
     # Measure masks again on overlapped objects alone, whose boxes another object's mask fills to at
     # least this share; 0.0 = do not (Zhao et al., Tab. 2: 0.3).
-    cfg.TEST.OVERLAP = 0.0
+    node.OVERLAP = 0.0, number(0.0, 1.0)
 
 
-def _add_grabcut_config(cfg: CN) -> None:
+def _add_data_config(keys: dict[str, Key]) -> None:
+    """How data is read and checked."""
+    node = Keys(keys, "DATALOADER", of_model=False)
+    # Look for every image file before the first iteration; a late miss costs the run.
+    node.CHECK_FILES = True, flag()
+    node = Keys(keys, "PSIS", of_model=False)
+    # Annotations with iscrowd 1: "ignore" = regions, as COCO means them | "instances" = objects,
+    # as CVAT exports painted masks.
+    node.CROWDS = "ignore", one_of("ignore", "instances")
+    # Names of the model's classes, which categories are matched with; [] = those of the first data
+    # set.
+    node.CLASSES = [], list_of(text())
+    # Values that become black and white in images of 16 bits or floats, such as [0, 4095] for 12
+    # bits; [] = the whole range of 16 bits, 0 to 1 for floats.
+    node.PIXEL_RANGE = [], list_of(number())
+
+
+def _add_grabcut_config(keys: dict[str, Key]) -> None:
     """GrabCut (Rother et al., SIGGRAPH 2004); the papers name no settings."""
-    node = cfg.PSIS.GRABCUT = CN()
+    node = Keys(keys, "PSIS.GRABCUT", of_model=False)
+    used = needs(("PSIS.MISSING_MASKS", "grabcut"), ("TEST.MASKS", "grabcut"))
     # Turns of color models and cut.
-    node.ITERATIONS = 5
+    node.ITERATIONS = 5, whole(1), used
     # Background for sure is a band around the box, this many box sides wide: the whole image, the
     # original's choice, costs several times the time.
-    node.CONTEXT = 0.5
+    node.CONTEXT = 0.5, number(0.0), used
     # Longest side of box and band in pixels, larger ones are shrunk, to save time; 0 = never.
-    node.MAX_SIDE = 256
+    node.MAX_SIDE = 256, whole(0), used
     # Images (in training: making the cache) or boxes (testing) at a time; 0 = one a core.
-    node.THREADS = 0
+    node.THREADS = 0, whole(0), used
 
 
-def _add_cpmask_config(cfg: CN) -> None:
+def _add_cpmask_config(keys: dict[str, Key]) -> None:
     """CPMask (Fan et al., "Commonality-Parsing Network", ECCV 2020).
 
     "released code" is the first author's, in the FSVOD repository: it was published later, without
     results, and its affinity loss has no gradient. Where it contradicts the paper, the paper's
     choice is the default.
     """
-    node = cfg.PSIS.CPMASK = CN()
+    node = Keys(keys, "PSIS.CPMASK")
     # The boundary-parsing module (ablation, paper Tab. 1: BM) ...
-    node.BOUNDARY = True
+    node.BOUNDARY = True, flag()
     # ... and whether its features are fused into the mask branch (Tab. 1: without, "w/o FF").
-    node.FUSION = True
+    node.FUSION = True, flag()
     # Its convolutions (paper: 4), as wide as the RoI features they are added to.
-    node.BOUNDARY_CONVS = 4
+    node.BOUNDARY_CONVS = 4, whole(0)
     # Cells of the boundary's band on each side of the contour (released code: 1 of 28 x 28).
-    node.BOUNDARY_WIDTH = 1
-    # Norm of the fused features: GN (released code) | BN | "" for none.
-    node.FUSION_NORM = "GN"
+    node.BOUNDARY_WIDTH = 1, whole(1)
+    # Norm of the fused features: GN (released code) | BN | "" for none; not SyncBN, in which a
+    # process whose regions all lack masks would keep the others waiting.
+    node.FUSION_NORM = "GN", one_of("BN", "GN", "")
     # The affinity-parsing module (Tab. 1: AM) ...
-    node.AFFINITY = True
+    node.AFFINITY = True, flag()
     # ... and the terms of Eq. 5 in its loss: 2 (paper) | 1 (released code) | 0, no loss (Tab. 1:
     # "w/o AL"). The terms are equal, so this is a factor.
-    node.AFFINITY_TERMS = 2
+    node.AFFINITY_TERMS = 2, whole(0, 2)
     # Scale of the affinities before the softmax; 0 = channels ** -0.5 (released code). The paper
     # has none, 1.0: scores are up to +-channels then, and the softmax little else than a maximum.
-    node.AFFINITY_SCALE = 0.0
+    node.AFFINITY_SCALE = 0.0, number(0.0)
     # Norm of what attention adds: BN (released code) | GN | "" for none ...
-    node.AFFINITY_NORM = "BN"
+    node.AFFINITY_NORM = "BN", one_of("BN", "GN", "")
     # ... and its initial gain: 1 (released code); 0 starts without attention (non-local networks,
     # Wang et al., CVPR 2018, sec. 4.1).
-    node.AFFINITY_GAMMA = 1.0
+    node.AFFINITY_GAMMA = 1.0, number()
     # Weights of the two losses beside 1 for detection and mask (paper sec. 3.4).
-    node.BOUNDARY_WEIGHT = 0.5
-    node.AFFINITY_WEIGHT = 0.5
+    node.BOUNDARY_WEIGHT = 0.5, number(0.0)
+    node.AFFINITY_WEIGHT = 0.5, number(0.0)
 
 
-def _add_maskx_config(cfg: CN) -> None:
+def _add_maskx_config(keys: dict[str, Key]) -> None:
     """MaskX R-CNN (Hu et al., "Learning to Segment Every Thing", CVPR 2018)."""
-    node = cfg.PSIS.MASKX = CN()
+    node = Keys(keys, "PSIS.MASKX")
     # What a class's mask kernel is predicted from: cls | box | cls+box, the box head's weights,
     # randn, the paper's control, or a text file of word vectors such as GloVe's (paper Tab. 1a).
-    node.INPUT = "cls+box"
+    node.INPUT = "cls+box", text()
     # Layers of the transfer function: 1 | 2 | 3 (paper Tab. 1b).
-    node.LAYERS = 2
+    node.LAYERS = 2, whole(1, 3)
     # Between them: ReLU | LeakyReLU, of slope 0.1 (paper Tab. 1b; slope from the released code).
-    node.ACTIVATION = "LeakyReLU"
+    node.ACTIVATION = "LeakyReLU", one_of("ReLU", "LeakyReLU")
     # Keep the mask loss from the detection weights: seen and unseen stay alike (paper Tab. 1d).
-    node.STOP_GRADIENT = True
+    node.STOP_GRADIENT = True, flag()
 
 
-def _add_hourglass_config(cfg: CN) -> None:
+def _add_hourglass_config(keys: dict[str, Key]) -> None:
     """Deep-MARC's mask head (Birodkar et al., ICCV 2021); defaults: released Hourglass-52, 64."""
-    node = cfg.PSIS.HOURGLASS = CN()
+    node = Keys(keys, "PSIS.HOURGLASS")
     # Channels of every scale, the finest first: one more than it halves the resolution.
-    node.CHANNELS = [128, 128, 192, 192, 192, 256]
+    node.CHANNELS = [128, 128, 192, 192, 192, 256], list_of(whole(1), least=2)
     # Residual blocks of every scale. [4, 4, 4, 4, 4, 8] = Hourglass-100; Hourglass-20 has three
     # scales, [1, 2, 2] with channels [128, 128, 192].
-    node.BLOCKS = [2, 2, 2, 2, 2, 4]
+    node.BLOCKS = [2, 2, 2, 2, 2, 4], list_of(whole(1), least=2)
 
 
-def _add_opmask_config(cfg: CN) -> None:
+def _add_opmask_config(keys: dict[str, Key]) -> None:
     """OPMask (Biertimpel et al., ICCV 2021), for box heads with feature maps.
 
     Its box head is ``PooledConvBoxHead``, with ``MODEL.ROI_BOX_HEAD.NUM_CONV`` convolutions of at
     most ``CONV_DIM`` channels.
     """
-    node = cfg.PSIS.OPMASK = CN()
+    node = Keys(keys, "PSIS.OPMASK")
     # Scale each class activation map to [0, 1] (released code); False: add it as it is.
-    node.CAM_NORMALIZED = True
+    node.CAM_NORMALIZED = True, flag()
     # Add the classifier's bias to the map ("Rethinking Mask Heads", Eq. 9). It is one number a
     # class, which the scaling takes away again.
-    node.CAM_BIAS = False
+    node.CAM_BIAS = False, flag()
 
 
-def _add_fcos_config(cfg: CN) -> None:
+def _add_fcos_config(keys: dict[str, Key]) -> None:
     """FCOS (Tian et al., ICCV 2019); "released code" is AdelaiDet's, which CPMask's stands on.
 
     The number of classes is ``MODEL.ROI_HEADS.NUM_CLASSES``, as with every detector.
     """
-    node = cfg.PSIS.FCOS = CN()
+    node = Keys(keys, "PSIS.FCOS")
     # Feature maps, from high to low resolution (paper: P3 to P7).
-    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"], list_of(text(), least=1)
     # A level predicts boxes whose farthest side is at most so many pixels away, and farther than
     # the level before allows; the last level has no limit (paper sec. 3.2).
-    node.REGRESSION_LIMITS = [64, 128, 256, 512]
+    node.REGRESSION_LIMITS = [64, 128, 256, 512], list_of(number(0.0, above=True))
     # Only locations this many strides around a box's center are positive; 0 = the whole box
     # (first version of the paper), 1.5 in the released code.
-    node.CENTER_RADIUS = 1.5
+    node.CENTER_RADIUS = 1.5, number(0.0)
     # Convolutions of each of the two towers (paper: 4) ...
-    node.TOWER_CONVS = 4
+    node.TOWER_CONVS = 4, whole(1)
     # ... their width (paper: that of the FPN) ...
-    node.TOWER_DIM = 256
+    node.TOWER_DIM = 256, whole(1)
     # ... and their norm.
-    node.NORM = "GN"
+    node.NORM = "GN", one_of(*NORMS)
     # Weights that they start from: normal, sd 0.01 (paper) | msra, larger: for short runs of AdamW.
-    node.TOWER_INIT = "normal"
+    node.TOWER_INIT = "normal", one_of("normal", "msra")
     # A learned scalar a level on the regression (paper sec. 3.2).
-    node.LEVEL_SCALES = True
+    node.LEVEL_SCALES = True, flag()
     # Regress distances in strides, cut at 0 (released code), or exponentiate and regress pixels
     # (paper Eq. 1).
-    node.NORM_REG_TARGETS = True
+    node.NORM_REG_TARGETS = True, flag()
     # The tower that centerness is read from: regression (released code) | classification (paper).
-    node.CENTERNESS_ON = "regression"
+    node.CENTERNESS_ON = "regression", one_of("regression", "classification")
     # Score = sqrt(class probability * centerness) (released code); False: class probability.
-    node.CENTERNESS_IN_RANKING = True
+    node.CENTERNESS_IN_RANKING = True, flag()
     # Compare class probability * centerness with the score threshold (BoxInst's configs), not the
     # class probability alone (released code's default).
-    node.CENTERNESS_IN_THRESHOLD = False
+    node.CENTERNESS_IN_THRESHOLD = False, flag()
     # Initial class probability (focal loss paper, sec. 4.1).
-    node.PRIOR_PROB = 0.01
+    node.PRIOR_PROB = 0.01, number(0.0, 1.0, above=True, below=True)
     # Focal loss (released code).
-    node.FOCAL_LOSS_ALPHA = 0.25
-    node.FOCAL_LOSS_GAMMA = 2.0
+    node.FOCAL_LOSS_ALPHA = 0.25, number(0.0, 1.0)
+    node.FOCAL_LOSS_GAMMA = 2.0, number(0.0)
     # giou (released code) | diou | ciou, weighted by centerness.
-    node.BBOX_REG_LOSS_TYPE = "giou"
+    node.BBOX_REG_LOSS_TYPE = "giou", one_of("giou", "diou", "ciou")
     # Class probability that a proposal needs (CPMask's released code: 0.03, AdelaiDet: 0.05).
-    node.SCORE_THRESH_TRAIN = 0.03
-    node.SCORE_THRESH_TEST = 0.03
+    node.SCORE_THRESH_TRAIN = 0.03, number(0.0, 1.0)
+    node.SCORE_THRESH_TEST = 0.03, number(0.0, 1.0)
     # Candidates of a level before non-maximum suppression (released code).
-    node.PRE_NMS_TOPK_TRAIN = 1000
-    node.PRE_NMS_TOPK_TEST = 1000
-    node.NMS_THRESH = 0.6
+    node.PRE_NMS_TOPK_TRAIN = 1000, whole(1)
+    node.PRE_NMS_TOPK_TEST = 1000, whole(1)
+    node.NMS_THRESH = 0.6, number(0.0, 1.0)
     # Proposals for the mask branch in training (released code); at test time there are
     # TEST.DETECTIONS_PER_IMAGE.
-    node.POST_NMS_TOPK_TRAIN = 100
+    node.POST_NMS_TOPK_TRAIN = 100, whole(1)
 
 
-def _add_retinanet_config(cfg: CN) -> None:
+def _add_retinanet_config(keys: dict[str, Key]) -> None:
     """What Detectron2's ``MODEL.RETINANET`` lacks; "released code" is RetinaMask's.
 
     ``MODEL.RETINANET.BBOX_REG_LOSS_TYPE`` may also be "self_adjusting", RetinaMask's smooth L1.
     The number of classes is ``MODEL.ROI_HEADS.NUM_CLASSES``, as with every detector.
     """
-    node = cfg.PSIS.RETINANET = CN()
+    node = Keys(keys, "PSIS.RETINANET")
+    adjusting = needs(("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "self_adjusting"))
     # Weights that the towers start from: normal, sd 0.01 (paper) | msra, larger, as for FCOS.
-    node.TOWER_INIT = "normal"
+    node.TOWER_INIT = "normal", one_of("normal", "msra")
     # The focal loss is divided by the number of positive anchors (paper) or by that plus the number
     # of images, "positives_and_images" (released code).
-    node.CLS_NORMALIZER = "positives"
+    node.CLS_NORMALIZER = "positives", one_of("positives", "positives_and_images")
     # Weight of the box loss (ShapeMask's released code weighs it up).
-    node.BOX_LOSS_WEIGHT = 1.0
+    node.BOX_LOSS_WEIGHT = 1.0, number(0.0)
     # self_adjusting: share of the new batch in the running mean and variance (released code) ...
-    node.SELF_ADJUST_MOMENTUM = 0.1
+    node.SELF_ADJUST_MOMENTUM = 0.1, number(0.0, 1.0), adjusting
     # ... and bounds of the point where the loss turns from quadratic to linear (released code).
-    node.SELF_ADJUST_BETA = [0.001, 0.11]
+    node.SELF_ADJUST_BETA = (
+        [0.001, 0.11],
+        list_of(number(0.0, above=True), least=2, most=2),
+        adjusting,
+    )
     # Proposals for the mask branch in training: class probability, and how many (released code).
-    node.SCORE_THRESH_TRAIN = 0.05
-    node.DETECTIONS_PER_IMAGE_TRAIN = 100
+    node.SCORE_THRESH_TRAIN = 0.05, number(0.0, 1.0)
+    node.DETECTIONS_PER_IMAGE_TRAIN = 100, whole(1)
 
 
-def _add_shapeprop_config(cfg: CN) -> None:
+def _add_shapeprop_config(keys: dict[str, Key]) -> None:
     """ShapeProp (Zhou et al., "Learning Saliency Propagation", CVPR 2020)."""
-    node = cfg.PSIS.SHAPEPROP = CN()
+    node = Keys(keys, "PSIS.SHAPEPROP")
     # Convolutions of each of the two towers, activating and propagating (released code: 4).
-    node.TOWER_CONVS = 4
+    node.TOWER_CONVS = 4, whole(1)
     # Their width (released code: 256).
-    node.TOWER_DIM = 256
+    node.TOWER_DIM = 256, whole(1)
     # Channels that carry messages: 24 in the released code, "e.g. 16" in the paper (sec. 3.1).
-    node.LATENT_DIM = 24
+    node.LATENT_DIM = 24, whole(1)
     # One set of propagation weights for all channels (ablation, paper Tab. 4).
-    node.CHANNEL_AGNOSTIC = False
+    node.CHANNEL_AGNOSTIC = False, flag()
     # Propagation steps; 0 = max(H, W) of the RoI, as paper and released code have it.
-    node.STEPS = 0
+    node.STEPS = 0, whole(0)
     # Eq. 4's weights: "sigmoid_sum" in the released code; the paper only says they sum to 1, which
     # "softmax" does exactly.
-    node.WEIGHT_NORM = "sigmoid_sum"
+    node.WEIGHT_NORM = "sigmoid_sum", one_of("sigmoid_sum", "softmax", "none")
     # "softmax_ce": a classifier on the averaged saliency, background included (released code);
     # "signed_mean": the paper's Eq. 3, unbounded below, so give it a small ACTIVATING_WEIGHT.
-    node.ACTIVATING_LOSS = "softmax_ce"
+    node.ACTIVATING_LOSS = "softmax_ce", one_of("softmax_ce", "signed_mean")
     # How the shape activation meets the RoI features: "embed" = ReLU, divide by its maximum, a few
     # convolutions, concatenate (released code); "concat" = concatenate its probability (paper).
-    node.FUSION = "embed"
+    node.FUSION = "embed", one_of("embed", "concat")
     # Convolutions of FUSION "embed" (released code: 4) ...
-    node.EMBED_CONVS = 4
+    node.EMBED_CONVS = 4, whole(1)
     # ... and their width (released code: 256, as wide as the RoI features).
-    node.EMBED_DIM = 256
+    node.EMBED_DIM = 256, whole(1)
     # Weight of the saliency classifier's loss (released code: 1).
-    node.ACTIVATING_WEIGHT = 1.0
+    node.ACTIVATING_WEIGHT = 1.0, number(0.0)
     # Weight of the shape activation's loss (released code: 1).
-    node.PROPAGATING_WEIGHT = 1.0
+    node.PROPAGATING_WEIGHT = 1.0, number(0.0)
 
 
-def _add_shapemask_config(cfg: CN) -> None:
+def _add_shapemask_config(keys: dict[str, Key]) -> None:
     """ShapeMask (Kuo et al., ICCV 2019); "released code" is tensorflow/tpu's.
 
     ``MODEL.ROI_MASK_HEAD`` has the width (``CONV_DIM``: 128), the convolutions of each of the two
     decoders (``NUM_CONV``: 4), the norm, the side of a crop (``POOLER_RESOLUTION``: 32) and whether
     priors and masks are class-agnostic.
     """
-    node = cfg.PSIS.SHAPEMASK = CN()
-    # File of tools/make_shape_priors.py; "" = made in OUTPUT_DIR when training starts.
-    node.PRIORS = ""
+    node = Keys(keys, "PSIS.SHAPEMASK")
+    priors = read_with("PSIS.SHAPEMASK.SHAPE_PRIOR")
+    # File of psis-d2 make-shape-priors; "" = made in OUTPUT_DIR when training starts.
+    node.PRIORS = "", text(empty=True), priors
     # Priors (of a category, if class-specific); 0 = the paper's 100, class-specific 20.
-    node.NUM_PRIORS = 0
+    node.NUM_PRIORS = 0, whole(0), priors
     # Of the k-means, where PRIORS is "".
-    node.PRIORS_SEED = 0
+    node.PRIORS_SEED = 0, whole(0), priors
     # Cluster so many masks, drawn at random, at the most; 0 = all of them.
-    node.PRIORS_MAX_MASKS = 50000
+    node.PRIORS_MAX_MASKS = 50000, whole(0), priors
     # False: a uniform box in place of the blended prior (ablation, paper Tab. 4).
-    node.SHAPE_PRIOR = True
+    node.SHAPE_PRIOR = True, flag()
     # False: features that are not centered on the instance (ablation, paper Tab. 4).
-    node.INSTANCE_EMBEDDING = True
+    node.INSTANCE_EMBEDDING = True, flag()
     # What a crop shows: outer_box = the box enlarged, resized to the crop's side (released code) |
     # fixed = that many cells around the box on the level of Eq. 10, not resized (paper).
-    node.CROP = "outer_box"
+    node.CROP = "outer_box", one_of("outer_box", "fixed")
     # How much larger the outer box is (released code).
-    node.OUTER_BOX_SCALE = 1.25
+    node.OUTER_BOX_SCALE = 1.25, number(1.0)
     # Sum of the features inside the box over all cells of the crop (released code), "crop", or over
     # the area of the box (paper Eq. 1), "box".
-    node.BOX_POOLING = "crop"
+    node.BOX_POOLING = "crop", one_of("crop", "box")
     # Features that the fine mask starts from: the crop's (released code), "crop", or those that the
     # prior has been added to (paper Eq. 8), "prior".
-    node.FINE_FEATURES = "crop"
+    node.FINE_FEATURES = "crop", one_of("crop", "prior")
     # Add the embedded coarse mask to them (released code).
-    node.ADD_COARSE_MASK = True
+    node.ADD_COARSE_MASK = True, flag()
     # The fine mask has so many times the crop's resolution (released code; unstated in the paper).
-    node.UPSAMPLING = 4
+    node.UPSAMPLING = 4, whole(1)
     # Probability that both masks start from (released code).
-    node.INITIAL_PROB = 0.01
+    node.INITIAL_PROB = 0.01, number(0.0, 1.0, above=True, below=True)
     # Losses are summed over cells and divided by the number of foreground cells, "foreground"
     # (released code), or of all cells, "cells" (paper Eq. 3, 6, 9).
-    node.LOSS_NORMALIZER = "foreground"
+    node.LOSS_NORMALIZER = "foreground", one_of("foreground", "cells")
     # Weights (released code; the paper has none).
-    node.PRIOR_WEIGHT = 0.1
-    node.COARSE_WEIGHT = 1.0
-    node.FINE_WEIGHT = 1.0
+    node.PRIOR_WEIGHT = 0.1, number(0.0)
+    node.COARSE_WEIGHT = 1.0, number(0.0)
+    node.FINE_WEIGHT = 1.0, number(0.0)
 
 
-def _add_nasfpn_config(cfg: CN) -> None:
+def _add_nasfpn_config(keys: dict[str, Key]) -> None:
     """NAS-FPN (Ghiasi et al., CVPR 2019)."""
-    node = cfg.PSIS.NASFPN = CN()
+    node = Keys(keys, "PSIS.NASFPN")
     # How often the seven merging cells are repeated (paper: 7).
-    node.REPEATS = 7
+    node.REPEATS = 7, whole(1)
 
 
-def _add_teacher_student_config(cfg: CN) -> None:
-    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released."""
-    node = cfg.PSIS.TEACHER_STUDENT = CN()
+def _add_teacher_student_config(keys: dict[str, Key]) -> None:
+    """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released.
+
+    For ``TeacherStudentMaskHead`` and, from ``POSTPROCESS`` on but for ``STUDENT_CHANNELS``, for
+    CondInst with ``PSIS.CONDINST.STUDENT``.
+    """
+    node = Keys(keys, "PSIS.TEACHER_STUDENT")
+    crf = needs(("PSIS.TEACHER_STUDENT.POSTPROCESS", "crf"))
     # The class-agnostic head that learns from masks and teaches: any entry of the registry.
-    node.TEACHER = "FCNMaskHead"
+    node.TEACHER = "FCNMaskHead", text()
     # The class-specific head that learns from both (paper: the same layers, not shared).
-    node.STUDENT = "FCNMaskHead"
+    node.STUDENT = "FCNMaskHead", text()
     # KEY, VALUE, KEY, VALUE, ... that only the teacher's config has: stronger teachers (paper
     # Tab. 3) are [MODEL.ROI_MASK_HEAD.NUM_CONV, 12] and [PSIS.FCN_UPSAMPLINGS, 2].
-    node.TEACHER_OPTS = []
+    node.TEACHER_OPTS = [], Options()
     # The same for the student.
-    node.STUDENT_OPTS = []
+    node.STUDENT_OPTS = [], Options()
     # From the teacher's probability to a mask: threshold | crf, then threshold | interaction, the
     # mean with the student's own, then threshold: in Tab. 5 as good as CRF in a third of its time.
     # Beside a teacher that is not sure, interaction can end in empty masks: watch the logged
     # pseudo_masks/foreground (RESULTS.md has such a case).
-    node.POSTPROCESS = "interaction"
+    node.POSTPROCESS = "interaction", one_of("threshold", "interaction", "crf")
     # A cell is foreground from this probability on (paper sec. 4.2).
-    node.THRESHOLD = 0.5
+    node.THRESHOLD = 0.5, number(0.0, 1.0)
     # Make background of what is in a mask that training sees, or outside of the box (sec. 5.1).
-    node.CLEANING = True
+    node.CLEANING = True, flag()
     # Channels of the student that learn: own_class (Mask R-CNN's loss, that of the framework which
     # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3).
-    node.STUDENT_CHANNELS = "own_class"
+    node.STUDENT_CHANNELS = "own_class", one_of("own_class", "all")
     # Iterations before pseudo masks are learned from; the paper names none.
-    node.WARM_START = 0
+    node.WARM_START = 0, whole(0)
     # Weights of the teacher's losses and the student's (paper Eq. 7: equal) ...
-    node.TEACHER_WEIGHT = 1.0
-    node.STUDENT_WEIGHT = 1.0
+    node.TEACHER_WEIGHT = 1.0, number(0.0)
+    node.STUDENT_WEIGHT = 1.0, number(0.0)
     # ... and, within the latter, of regions with a pseudo mask (paper Eq. 6: as of the others).
-    node.PSEUDO_WEIGHT = 1.0
-    # Build no teacher (of either architecture): for testing what tools/export_student.py writes.
-    node.STUDENT_ONLY = False
+    node.PSEUDO_WEIGHT = 1.0, number(0.0)
+    # Build no teacher (of either architecture): for testing what psis-d2 export-student writes.
+    node.STUDENT_ONLY = False, flag()
     # Masks of the student (as in the paper) | teacher, to see what the student made of them.
-    node.PREDICT_WITH = "student"
+    node.PREDICT_WITH = "student", one_of("student", "teacher")
     # crf, as in the examples of pydensecrf, which the paper uses "with default parameters", though
     # it has none: updates ...
-    node.CRF_STEPS = 5
+    node.CRF_STEPS = 5, whole(0), crf
     # ... weight and width in cells of the kernel of positions ...
-    node.CRF_GAUSSIAN_WEIGHT = 3.0
-    node.CRF_GAUSSIAN_SIGMA = 3.0
+    node.CRF_GAUSSIAN_WEIGHT = 3.0, number(0.0), crf
+    node.CRF_GAUSSIAN_SIGMA = 3.0, number(0.0, above=True), crf
     # ... and of that of positions and colors, whose third number is in gray levels, 0 to 255.
-    node.CRF_BILATERAL_WEIGHT = 10.0
-    node.CRF_BILATERAL_SIGMA = 80.0
-    node.CRF_COLOR_SIGMA = 13.0
+    node.CRF_BILATERAL_WEIGHT = 10.0, number(0.0), crf
+    node.CRF_BILATERAL_SIGMA = 80.0, number(0.0, above=True), crf
+    node.CRF_COLOR_SIGMA = 13.0, number(0.0, above=True), crf
 
 
-def _add_condinst_config(cfg: CN) -> None:
+def _add_condinst_config(keys: dict[str, Key]) -> None:
     """CondInst (Tian et al., ECCV 2020) and BoxInst (Tian et al., CVPR 2021).
 
     ``MODEL.META_ARCHITECTURE`` is CondInst. "released code" is AdelaiDet's.
     """
-    node = cfg.PSIS.CONDINST = CN()
+    node = Keys(keys, "PSIS.CONDINST")
+    crf = needs(("PSIS.TEACHER_STUDENT.POSTPROCESS", "crf"))
     # masks: CondInst, on mask-annotated objects alone | boxes: BoxInst, which reads no mask |
     # mixed: CondInst's loss where there is a mask, BoxInst's where there is none.
-    node.SUPERVISION = "masks"
+    node.SUPERVISION = "masks", one_of("masks", "boxes", "mixed")
     # Feature maps of the mask branch, from high to low resolution; masks are made at the first's.
-    node.IN_FEATURES = ["p3", "p4", "p5"]
+    node.IN_FEATURES = ["p3", "p4", "p5"], list_of(text(), least=1)
     # Width, number of convolutions and norm of the mask branch (released code) ...
-    node.BRANCH_DIM = 128
-    node.BRANCH_CONVS = 4
-    node.BRANCH_NORM = "BN"
+    node.BRANCH_DIM = 128, whole(1)
+    node.BRANCH_CONVS = 4, whole(0)
+    node.BRANCH_NORM = "BN", one_of(*NORMS)
     # ... and the channels that it ends in (CondInst: 8, BoxInst: 16).
-    node.CHANNELS = 8
+    node.CHANNELS = 8, whole(1)
     # Layers of an instance's own network and channels between them (released code).
-    node.HEAD_LAYERS = 3
-    node.HEAD_DIM = 8
+    node.HEAD_LAYERS = 3, whole(1)
+    node.HEAD_DIM = 8, whole(1)
     # Resolution of masks and their losses, in that of the mask branch (released code).
-    node.UPSAMPLING = 2
+    node.UPSAMPLING = 2, whole(1)
     # Locations an image that train masks, shared out evenly among its objects, the best-scored of
     # each (BoxInst); 0 = all positive ones (CondInst).
-    node.LOCATIONS_PER_IMAGE = 64
+    node.LOCATIONS_PER_IMAGE = 64, whole(0)
     # Of these, no more than so many in a process, drawn at random; 0 = all (released code: 500).
-    node.MAX_INSTANCES = 500
+    node.MAX_INSTANCES = 500, whole(0)
     # So many have masks in memory at a time, for the gradient they are made twice; 0 = all.
-    node.INSTANCES_AT_A_TIME = 64
+    node.INSTANCES_AT_A_TIME = 64, whole(0)
     # Distance of the eight neighbors that a pixel is paired with, at the masks' resolution.
-    node.PAIRWISE_DILATION = 2
+    node.PAIRWISE_DILATION = 2, whole(1)
     # Pairs whose colors are at least so similar belong together (BoxInst).
-    node.COLOR_THRESHOLD = 0.3
+    node.COLOR_THRESHOLD = 0.3, number(0.0, 1.0)
     # Iterations in which their loss grows to its full weight (BoxInst's released code).
-    node.PAIRWISE_WARMUP = 10000
+    node.PAIRWISE_WARMUP = 10000, whole(0)
     # Rows of the original image that are left out of pairs: captions (BoxInst's released code).
-    node.BOTTOM_PIXELS = 10
+    node.BOTTOM_PIXELS = 10, whole(0)
     # Warn when masks on average fill more of their boxes, after the warm-up.
-    node.COLLAPSE_FILL = 0.95
-    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads).
-    node.STUDENT = False
-    # Its masks of objects without any: threshold (Eq. 4's first) | interaction (the paper's best).
-    node.PSEUDO_MASKS = "interaction"
-    # From which iteration on they are used (the paper names none: from the first).
-    node.PSEUDO_START = 0
+    node.COLLAPSE_FILL = 0.95, number(0.0, 1.0)
+    # A class-specific student beside it, which alone is used at test time (Teacher-Student heads);
+    # PSIS.TEACHER_STUDENT says how it learns.
+    node.STUDENT = False, flag()
+    # Cells that its CRF sees a box in, a side (as a RoI head's, whose masks are of 28 x 28).
+    node.CRF_SIDE = 28, whole(1), crf

@@ -1,6 +1,6 @@
 """What is installed, what was built, which path every op takes; and how to fix what is wrong.
 
-    python -m psis_d2.doctor
+    psis-d2 doctor
 
 Exits with 0 when nothing keeps psis_d2 from working, with 1 otherwise. Beside NumPy and Pillow it
 needs none of what it reports on: what cannot be imported is a line of the report.
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psis_d2
 from psis_d2 import compat
@@ -28,10 +29,17 @@ NEEDED = {
     "numpy": "numpy",
     "PIL": "pillow",
     "pycocotools": "pycocotools",
-    "cv2": "opencv-python-headless",
     "fvcore": "fvcore",
     "iopath": "iopath",
 }
+# Module -> what pip calls it, and what it is for.
+OPTIONAL = {
+    "cv2": ("opencv-python-headless", "GrabCut"),
+    "sklearn": ("scikit-learn", "making shape priors"),
+    "huggingface_hub": ("huggingface_hub", "models at hf://"),
+    "safetensors": ("safetensors", "weights as .safetensors"),
+}
+IN_CHECKOUT = (Path(psis_d2.__file__).parents[1] / "Makefile").is_file()
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Facts:
     detectron2_extension: bool = False
     pkg_resources: bool = True
     packages: dict[str, Module] = field(default_factory=dict)
+    optional: dict[str, Module] = field(default_factory=dict)
+    checkout: bool = True  # whether `make` is how things are installed here
     gpus: tuple[Gpu, ...] = ()  # that torch can use
     nvidia_driver: bool = False
     nvcc: str = ""  # version
@@ -140,6 +150,8 @@ def collect_facts() -> Facts:
         "torch": inspect_module("torch"),
         "pkg_resources": importlib.util.find_spec("pkg_resources") is not None,
         "packages": {pip: _short(inspect_module(name, pip)) for name, pip in NEEDED.items()},
+        "optional": {pip: _short(inspect_module(name, pip)) for name, (pip, _) in OPTIONAL.items()},
+        "checkout": IN_CHECKOUT,
         "nvidia_driver": shutil.which("nvidia-smi") is not None,
         "nvcc": _nvcc_version(),
     }
@@ -237,9 +249,14 @@ def _installation(facts: Facts):
         yield Verdict(False, f"Python {version} is not tested", f"use one of {low} to {high}")
     for name, module in facts.packages.items():
         if not module.works:
-            yield Verdict(True, f"{name}: {module}", f'run pip install "{name}", or make env')
+            fix = f'run pip install "{name}"' + ", or make env" * facts.checkout
+            yield Verdict(True, f"{name}: {module}", fix)
+    for name, module in facts.optional.items():
+        if module.error:
+            yield Verdict(False, f"{name}: {module}", f'reinstall it: pip install "{name}"')
     if not facts.torch.works:
-        yield Verdict(True, f"PyTorch: {facts.torch}", "run make env, or pip install torch")
+        fix = "run make env, or pip install torch" if facts.checkout else "run pip install torch"
+        yield Verdict(True, f"PyTorch: {facts.torch}", fix)
         return  # everything below needs it
     if not facts.torchvision.works:
         fix = f"install the torchvision that belongs to torch {facts.torch.version}"
@@ -248,7 +265,12 @@ def _installation(facts: Facts):
         fix = "rebuild it against this PyTorch" if facts.detectron2_extension else "reinstall it"
         yield Verdict(True, f"Detectron2: {facts.detectron2}", fix)
     elif not facts.detectron2.works:
-        fix = "run make env, which installs v0.6, or install it from its repository"
+        fix = (
+            "run make env, which installs v0.6, or install it from its repository"
+            if facts.checkout
+            else "install it: pip install --no-build-isolation "
+            "git+https://github.com/facebookresearch/detectron2"
+        )
         yield Verdict(True, "Detectron2: not installed", fix)
     if not facts.pkg_resources:
         what = "pkg_resources, which Detectron2's model zoo imports, is missing"
@@ -279,17 +301,18 @@ def _extension(facts: Facts):
     built_for = facts.build.get("torch", "")
     if built_for and built_for != facts.torch.version:
         what = f"the extension was built for torch {built_for}, this is {facts.torch.version}"
-        yield Verdict(False, what, "build it anew with make clean build")
+        yield Verdict(False, what, _build_anew(facts))
     if not facts.gpus:
         return
     if "cuda" not in facts.build.get("backends", ()):
         what = "the extension has no CUDA kernels, on the GPU every op runs in plain PyTorch"
         same_major = facts.nvcc.split(".")[0] == facts.torch_cuda.split(".")[0]
         if facts.nvcc and same_major:
-            fix = "build it anew with make clean, then PSIS_D2_BUILD_CUDA=1 make build"
+            fix = _build_anew(facts, "PSIS_D2_BUILD_CUDA=1 ")
         else:
             there = f"nvcc {facts.nvcc} is there" if facts.nvcc else "no nvcc was found"
-            fix = f"install the CUDA {facts.torch_cuda} toolkit ({there}), then make clean build"
+            fix = f"install the CUDA {facts.torch_cuda} toolkit ({there}), then "
+            fix += _build_anew(facts)
         yield Verdict(False, what, fix)
         return
     archs = facts.build.get("archs", "")
@@ -297,8 +320,15 @@ def _extension(facts: Facts):
         if archs and not covers(archs, gpu.capability):
             major, minor = gpu.capability
             what = f"the extension is built for {archs}, which {gpu.name} cannot run"
-            fix = f'build it anew with TORCH_CUDA_ARCH_LIST="{major}.{minor}" make build'
+            fix = _build_anew(facts, f'TORCH_CUDA_ARCH_LIST="{major}.{minor}" ')
             yield Verdict(True, what, fix)
+
+
+def _build_anew(facts: Facts, setting: str = "") -> str:
+    """How to compile the extension once more, with a variable of the environment."""
+    if facts.checkout:
+        return f"build it anew with make clean, then {setting}make build"
+    return f"install psis_d2 anew from its source: {setting}pip install --no-build-isolation ."
 
 
 def covers(archs: str, capability: tuple[int, int]) -> bool:
@@ -344,6 +374,7 @@ def report(facts: Facts) -> str:
         ("torchvision", _short(facts.torchvision)),
         ("Detectron2", detectron2 if facts.detectron2.works else facts.detectron2),
         *facts.packages.items(),
+        *((name, _optional_line(name, module)) for name, module in facts.optional.items()),
         *((f"GPU {index}", gpu) for index, gpu in enumerate(facts.gpus)),
         *([] if facts.gpus else [("GPU", "none that torch can use")]),
         ("nvcc", facts.nvcc or "none"),
@@ -358,6 +389,11 @@ def report(facts: Facts) -> str:
     rows.append(("data sets", f"{facts.datasets}  ({state})"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _optional_line(name: str, module: Module) -> str:
+    uses = dict(OPTIONAL.values())
+    return str(module) + (f"  (only for {uses[name]})" if module == Module() else "")
 
 
 def _extension_line(facts: Facts) -> str:

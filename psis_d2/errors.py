@@ -1,6 +1,7 @@
 """The one exception that speaks to the person at the keyboard."""
 
 import contextlib
+import difflib
 import errno
 import re
 import signal
@@ -36,6 +37,15 @@ class UserExit(SystemExit):
         self.error = error
 
 
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A hint at the word that is spelled most alike: " (did you mean X?)", or "" if none is."""
+    words = [candidate for candidate in words if candidate]
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if not near:  # the same letters in another case are unlike to difflib
+        near = [candidate for candidate in words if candidate.lower() == word.lower()]
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """Turn down a value that is not among the choices of its config key.
 
@@ -44,7 +54,8 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """
     choices = tuple(choices)
     if value not in choices:
-        raise UserError(f"{key} is '{value}'; choose one of {', '.join(choices)}.")
+        hint = did_you_mean(str(value), choices)
+        raise UserError(f"{key} is '{value}'; choose one of {', '.join(choices)}{hint}.")
 
 
 @contextlib.contextmanager

@@ -6,14 +6,18 @@ here are RGB uint8 ``[H, W, 3]``.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Collection, Sequence
 
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+cv2 = require("cv2")
 
 # Cool colors for seen categories and warm ones for unseen categories.
 SEEN_COLORS = ((46, 204, 113), (52, 152, 255), (0, 206, 201), (116, 125, 255), (152, 224, 60))
@@ -31,7 +35,6 @@ _TRUTH_COLOR = (255, 40, 40)
 _GAP = 8
 _CAPTION_HEIGHT = 22
 _MAX_TILE_SIDE = 512
-_MASK_OPACITY = 0.5
 
 
 def instance_colors(
@@ -64,37 +67,6 @@ def _enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (soft >= 0.5).astype(np.uint8)
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
-
-
-def _put_label(
-    canvas: np.ndarray,
-    text: str,
-    box: np.ndarray,
-    color: tuple[int, int, int],
-    taken: list[tuple[int, int, int, int]],
-) -> None:
-    """Write a label on a colored chip at the corner of the box that covers other labels least."""
-    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)
-    width, height = text_width + 6, text_height + 7
-    x0, y0, x1, y1 = (round(float(v)) for v in box)
-    corners = [(x0, y0 - height), (x0, y1), (x1 - width, y0 - height), (x1 - width, y1)]
-    corners += [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
-    spots = []
-    for x, y in corners:
-        x = min(max(x, 0), max(canvas.shape[1] - width, 0))
-        y = min(max(y, 0), max(canvas.shape[0] - height, 0))
-        spots.append((x, y, x + width, y + height))
-    spot = min(spots, key=lambda s: sum(_overlap(s, other) for other in taken))
-    taken.append(spot)
-    cv2.rectangle(canvas, spot[:2], (spot[2] - 1, spot[3] - 1), color, -1)
-    at = (spot[0] + 3, spot[3] - 4)
-    cv2.putText(canvas, text, at, _FONT, _FONT_SCALE, _DARK, 1, cv2.LINE_AA)
-
-
 def draw_instances(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -103,7 +75,7 @@ def draw_instances(
     colors: Sequence[tuple[int, int, int]],
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Draw instances onto an enlarged copy of an image; later ones lie on top.
+    """Draw instances onto an enlarged copy of an image; later masks lie on top.
 
     Args:
         image: RGB uint8 ``[H, W, 3]``.
@@ -118,24 +90,19 @@ def draw_instances(
     """
     canvas = _enlarge(image, scale)
     size = canvas.shape[1::-1]
-    big_masks = [None if mask is None else _enlarge_mask(mask, size) for mask in masks]
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
-    for mask, color in zip(big_masks, colors, strict=True):
-        if mask is None:
-            continue
-        inside = mask > 0
-        tint = np.array(color, dtype=np.float32)
-        canvas[inside] = (1 - _MASK_OPACITY) * canvas[inside] + _MASK_OPACITY * tint
-        outline, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outline, -1, _DARK, 3, cv2.LINE_AA)
-        cv2.drawContours(canvas, outline, -1, color, 2, cv2.LINE_AA)
-    for (x0, y0, x1, y1), color in zip(np.round(boxes).astype(int), colors, strict=True):
-        cv2.rectangle(canvas, (int(x0), int(y0)), (int(x1) - 1, int(y1) - 1), color, 1)
-    taken: list[tuple[int, int, int, int]] = []
-    for box, label, color in zip(boxes, labels, colors, strict=True):
-        if label:
-            _put_label(canvas, label, box, color, taken)
-    return canvas
+    colors = [tuple(v / 255 for v in color) for color in colors]
+    visualizer = Visualizer(canvas)
+    for mask, color in zip(masks, colors, strict=True):
+        if mask is not None:
+            # overlay_instances would fill a mask's holes
+            mask = _enlarge_mask(mask, size)
+            visualizer.draw_binary_mask(mask, color, edge_color=color, area_threshold=0)
+    drawn = visualizer.overlay_instances(
+        boxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale,
+        labels=list(labels) if any(labels) else None,
+        assigned_colors=colors,
+    )
+    return drawn.get_image()
 
 
 def _to_numpy(tensor) -> np.ndarray:
@@ -146,29 +113,39 @@ def _label(class_names: Sequence[str], category: int, seen_ids: Collection[int])
     return class_names[category] + ("" if category in seen_ids else UNSEEN_MARK)
 
 
-def _draw_prediction(
-    sample: dict,
+def draw_prediction(
+    image: np.ndarray,
+    prediction: Instances,
     class_names: Sequence[str],
     seen_ids: Collection[int],
-    scale: float,
-    min_score: float,
+    scale: float = 1.0,
+    min_score: float = 0.5,
 ) -> np.ndarray:
-    prediction = sample["prediction"]
-    scores = _to_numpy(prediction.scores)
-    classes = _to_numpy(prediction.pred_classes)
-    # The surest instance is drawn last and so lies on top.
-    order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= min_score]
-    boxes = _to_numpy(prediction.pred_boxes.tensor)[order]
-    masks: list[np.ndarray | None] = [None] * len(order)
-    if prediction.has("pred_masks"):
-        masks = list(_to_numpy(prediction.pred_masks)[order])
-    categories = [int(classes[i]) for i in order]
+    """Draw what a model found in an image; names of unseen categories end in ``UNSEEN_MARK``.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        prediction: at the image's resolution, with ``pred_boxes``, ``scores``, ``pred_classes``
+            and, if there are masks, ``pred_masks`` ``[n, H, W]``.
+        class_names: names by contiguous id.
+        seen_ids: contiguous ids of the seen categories.
+        scale: factor of enlargement.
+        min_score: predictions below it are left out.
+
+    Returns:
+        RGB uint8 ``[round(H * scale), round(W * scale), 3]``.
+    """
+    found = prediction[prediction.scores >= min_score]
+    found = found[found.scores.argsort(stable=True)]  # the surest lies on top
+    categories = found.pred_classes.tolist()
+    masks = list(_to_numpy(found.pred_masks)) if found.has("pred_masks") else [None] * len(found)
     labels = [
-        f"{_label(class_names, category, seen_ids)} {100 * scores[i]:.0f}"
-        for i, category in zip(order, categories, strict=True)
+        f"{_label(class_names, category, seen_ids)} {100 * score:.0f}"
+        for category, score in zip(categories, found.scores.tolist(), strict=True)
     ]
     colors = instance_colors(categories, seen_ids)
-    return draw_instances(sample["image"], boxes, masks, labels, colors, scale)
+    boxes = _to_numpy(found.pred_boxes.tensor)
+    return draw_instances(image, boxes, masks, labels, colors, scale)
 
 
 def _truth_box(item: dict) -> list[float]:
@@ -253,7 +230,9 @@ def prediction_grid(
     cells = []
     for sample in samples:
         factor = min(scale, _MAX_TILE_SIDE / max(sample["image"].shape[:2]))
-        predicted = _draw_prediction(sample, class_names, seen_ids, factor, min_score)
+        predicted = draw_prediction(
+            sample["image"], sample["prediction"], class_names, seen_ids, factor, min_score
+        )
         tiles = [("prediction", predicted)]
         if sample.get("truth") is not None:
             tiles.append(("ground truth", _draw_truth(sample, class_names, seen_ids, factor)))
@@ -427,20 +406,9 @@ def save_png(path: str, image: np.ndarray) -> None:
     Raises:
         UserError: the path cannot be written.
     """
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))
-    if not ok:
-        raise RuntimeError("OpenCV failed to encode a PNG image.")
-    path = os.path.abspath(path)
-    scratch = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            with open(scratch, "wb") as file:
-                file.write(data.tobytes())
-            os.replace(scratch, path)
-        finally:
-            if os.path.exists(scratch):
-                os.remove(scratch)
+        with written_at_once(path, binary=True) as file:
+            Image.fromarray(image).save(file, format="PNG")
     except OSError as error:
         raise UserError(
             f"Cannot write the picture {path} ({error.strerror or error}); choose a path that is "

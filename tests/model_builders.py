@@ -70,6 +70,8 @@ def tiny_config(*overrides, config: str = "quick/Base-shapes.yaml") -> CfgNode:
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 16])
     cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32])
     cfg.merge_from_list(["PSIS.SHAPEPROP.TOWER_DIM", 16, "PSIS.SHAPEPROP.EMBED_DIM", 8])
+    cfg.merge_from_list(["PSIS.SHAPEPROP.TOWER_CONVS", 2, "PSIS.SHAPEPROP.EMBED_CONVS", 2])
+    cfg.merge_from_list(["PSIS.SHAPEPROP.LATENT_DIM", 8, "PSIS.CPMASK.BOUNDARY_CONVS", 2])
     cfg.merge_from_list(["PSIS.FCOS.TOWER_DIM", 16])
     cfg.merge_from_list(list(overrides))
     return cfg
@@ -153,12 +155,27 @@ def training_losses(model: torch.nn.Module, batch: list[dict], seed: int = 0) ->
         return model(batch)
 
 
+def training_context(model: torch.nn.Module, batch: list[dict]):
+    """The context that the mask head is trained on, by a spy in the head's place."""
+    seen = []
+    head = model.roi_heads.mask_head
+    original = head.losses
+    head.losses = lambda context: (seen.append(context), original(context))[1]
+    training_losses(model, batch)
+    head.losses = original
+    return seen[0]
+
+
 def condinst_model(config: str = "boxinst_mixed", *options, seed: int = 0) -> torch.nn.Module:
-    """A tiny model of a CondInst quick config; options are KEY, VALUE, ... of PSIS.CONDINST.
+    """A tiny model of a CondInst quick config.
+
+    Options are KEY, VALUE, ... of PSIS.CONDINST; other keys are given in full.
 
     The pairwise loss has its full weight from the first iteration on.
     """
-    keys = [f"PSIS.CONDINST.{x}" if i % 2 == 0 else x for i, x in enumerate(options)]
+    keys = [
+        f"PSIS.CONDINST.{x}" if i % 2 == 0 and "." not in x else x for i, x in enumerate(options)
+    ]
     narrow = ("PSIS.CONDINST.BRANCH_DIM", 16, "PSIS.CONDINST.PAIRWISE_WARMUP", 0)
     return tiny_model(*narrow, *keys, config=f"quick/{config}_shapes.yaml", seed=seed)
 

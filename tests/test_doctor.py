@@ -65,6 +65,22 @@ CASES = {
         change(detectron2=Module(error="no module x")),
         *(True, "no module x", "reinstall it"),
     ),
+    "broken optional package": (
+        change(optional={"scikit-learn": Module(error="bad ABI")}),
+        *(False, "scikit-learn: does not import (bad ABI)", "reinstall it"),
+    ),
+    "no torch, not a checkout": (
+        change(torch=Module(), checkout=False),
+        *(True, "PyTorch: not installed", "pip install torch"),
+    ),
+    "no detectron2, not a checkout": (
+        change(detectron2=Module(), checkout=False),
+        *(True, "Detectron2: not installed", "pip install --no-build-isolation git+https"),
+    ),
+    "no cuda kernels, not a checkout": (
+        change(build=CPU_BUILD, checkout=False),
+        *(False, "no CUDA kernels", "PSIS_D2_BUILD_CUDA=1 pip install --no-build-isolation"),
+    ),
     "no pkg_resources": (change(pkg_resources=False), True, "pkg_resources", "setuptools<81"),
     "torch without cuda": (
         change(torch_cuda="", gpus=(), build=CPU_BUILD),
@@ -79,7 +95,7 @@ CASES = {
     ),
     "built for another torch": (
         change(build={**HEALTHY.build, "torch": "2.9.0"}),
-        *(False, "built for torch 2.9.0, this is 2.11.0", "make clean build"),
+        *(False, "built for torch 2.9.0, this is 2.11.0", "make clean, then make build"),
     ),
     "no cuda kernels": (
         change(build=CPU_BUILD),
@@ -135,6 +151,20 @@ def test_the_report_of_a_fault_still_prints():
         assert "torch" in report(facts)
 
 
+def test_what_only_some_things_need_is_no_verdict():
+    facts = change(optional={"opencv-python-headless": Module(), "safetensors": Module("0.8.0")})
+    assert verdicts(facts) == []
+    lines = dict(line.split("  ", 1) for line in report(facts).splitlines())
+    assert lines["opencv-python-headless"].strip() == "not installed  (only for GrabCut)"
+    assert lines["safetensors"].strip() == "0.8.0"
+
+
+def test_the_fixes_outside_of_a_checkout_do_not_ask_for_make():
+    for facts, *_ in CASES.values():
+        elsewhere = replace(facts, checkout=False, extension_error="")
+        assert not any("make " in verdict.fix for verdict in verdicts(elsewhere))
+
+
 def test_the_report_names_the_path_of_every_op():
     line = next(line for line in report(HEALTHY).splitlines() if "message_passing" in line)
     assert "extension on cpu, extension on cuda" in line
@@ -178,7 +208,7 @@ def test_the_exit_status_says_whether_something_blocks(facts, status, monkeypatc
 
 def test_this_machine_is_examined(pytestconfig, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "psis_d2.doctor"],
+        [sys.executable, "-m", "psis_d2", "doctor"],
         cwd=pytestconfig.rootpath,
         env={"PATH": "/usr/bin:/bin", "DETECTRON2_DATASETS": str(tmp_path / "nowhere")},
         capture_output=True,

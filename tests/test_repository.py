@@ -6,6 +6,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from psis_d2.cli import subcommands
+from psis_d2.model_zoo import config_names
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +31,8 @@ CLOSED_DOORS = {
     "data": ("ops", "modeling", "evaluation", "engine"),
     "modeling": ("evaluation", "engine"),
     "evaluation": ("modeling", "engine"),
+    "engine": ("cli",),
+    "model_zoo": ("evaluation", "cli"),
 }
 
 
@@ -167,8 +172,12 @@ def test_no_method_imports_another_method():
 def documented_commands(name: str) -> list[list[str]]:
     """The words of every command line in the indented and fenced code of a Markdown file."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
-    inline = re.findall(r"`((?:make|python) [^`\n]+)`", text)
+    blocks = [
+        code
+        for language, code in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+        if language in ("", "bash")
+    ]
+    inline = re.findall(r"`((?:make|python|psis-d2) [^`\n]+)`", text)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True) for line in lines + inline]
 
@@ -185,6 +194,12 @@ def test_documented_commands_exist(name):
         elif words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"):
             files = [words[1], *(w for w in words if w.startswith("configs/"))]
             missing += [f for f in files if not (ROOT / f).is_file()]
+        elif words[:1] == ["psis-d2"]:
+            placeholder = words[1].startswith(("-", "<"))
+            missing += [words[1]] * (not placeholder and words[1] not in subcommands())
+            named = [b for a, b in zip(words, words[1:], strict=False) if a == "--config-file"]
+            known = {"...", "psis_d2://NAME", *config_names()}
+            missing += [c for c in named if c not in known]
         else:
             continue
         checked += 1

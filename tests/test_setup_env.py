@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -42,6 +44,25 @@ def setup_env(tmp_path, monkeypatch):
     for name in ("PSIS_D2_DETECTRON2", "PSIS_D2_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "DEBUG"):
         monkeypatch.delenv(name, raising=False)
     return module
+
+
+def test_the_command_is_on_the_path_of_the_environment(setup_env):
+    folder = setup_env.PYTHON.parent
+    folder.mkdir()
+    setup_env.ensure_command()
+    script = folder / "psis-d2"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().startswith(f"#!{setup_env.PYTHON}\n")
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        cwd=SCRIPT.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert "usage: psis-d2 COMMAND" in done.stdout
+    before = script.stat().st_mtime_ns
+    setup_env.ensure_command()  # only where it is not there yet
+    assert script.stat().st_mtime_ns == before
 
 
 def write_sdist(folder: Path, setup_py: str = SETUP_PY) -> Path:

@@ -42,7 +42,7 @@ capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_c
 }
 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability} PSIS_D2_BUILD_CUDA=1 \
   step build "$python" setup.py build_ext --inplace
-step doctor "$python" -m psis_d2.doctor
+step doctor "$python" -m psis_d2 doctor
 step tests "$python" -m pytest -q -m gpu tests
 if command -v compute-sanitizer >/dev/null; then
   # Small maps of every kernel: the tools slow a kernel down a hundred times.

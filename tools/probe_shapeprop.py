@@ -17,6 +17,7 @@ from psis_d2.engine import Trainer
 from psis_d2.engine.setup import add_data_arguments, build_config, choose_gpus
 from psis_d2.engine.trainer import build_checkpointer
 from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.evaluation import evaluate
 from psis_d2.modeling.context import RegionContext
 
 import torch
@@ -69,7 +70,7 @@ def main() -> None:
     rows = []
     for name, predict in probes(head).items():
         head.predict = predict
-        results = Trainer.test(cfg, model)
+        results = evaluate(cfg, model)
         sides = [results.get(f"gtbox_{side}", {}) for side in ("seen", "unseen")]
         rows.append([name, *(side.get("IoU", float("nan")) for side in sides)])
     print(tabulate(rows, ["mask IoU in annotated boxes", "seen", "unseen"], floatfmt=".1f"))

@@ -3,6 +3,7 @@
 
     python3 tools/setup_env.py              # what `make build` runs
     python3 tools/setup_env.py --no-build   # what `make env` runs: everything but the extension
+    python3 tools/setup_env.py --no-build --detectron2-wheel FOLDER   # for another environment
 
 Runs on the bare interpreter and does only what is not done yet: each step leaves a key, a hash of
 all that it depends on, in `.venv/psis_d2.json`.
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -38,7 +40,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +76,15 @@ MODULES = {
 }
 # Called as programs of .venv.
 PROGRAMS = ("ninja", "ruff", "clang-format")
+
+COMMAND = """#!{python}
+import sys
+
+from psis_d2.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 
 # Run by the interpreter that was called: can it serve Detectron2, and from which folders?
 HOST_PROBE = """
@@ -194,6 +205,15 @@ def ensure_venv(state: dict) -> None:
         (site_packages() / "host_packages.pth").write_text("\n".join(lines) + "\n")
     (site_packages() / "psis_d2_source.pth").write_text(f"{ROOT}\n", encoding="utf-8")
     record(state, "host", host)
+
+
+def ensure_command() -> None:
+    """Put the command `psis-d2` on the path of `.venv`, where the tree itself is the package."""
+    script = PYTHON.parent / "psis-d2"
+    text = COMMAND.format(python=PYTHON)
+    if not script.is_file() or script.read_text(encoding="utf-8") != text:
+        script.write_text(text, encoding="utf-8")
+        script.chmod(0o755)
 
 
 def probe_host() -> dict | None:
@@ -326,17 +346,36 @@ def sha256(path: Path) -> str:
 
 
 def install_sdist(path: Path) -> None:
-    """Install Detectron2 v0.6's sdist as the pure-Python package `detectron2`.
+    """Install Detectron2 v0.6's sdist as the pure-Python package `detectron2`."""
+    with pure_python_tree(path) as tree:
+        say("installing Detectron2 v0.6 (pure Python)")
+        pip("--no-build-isolation", "--no-deps", tree, what="Installing Detectron2 v0.6")
+
+
+def write_detectron2_wheel(folder: Path) -> None:
+    """Write Detectron2 v0.6 as a wheel, for other environments than `.venv`."""
+    with tempfile.TemporaryDirectory() as downloads:
+        wanted = Path(os.environ.get("PSIS_D2_DETECTRON2", ""))
+        sdist = wanted if wanted.is_file() else download_sdist(Path(downloads))
+        with pure_python_tree(sdist) as tree:
+            flags = ["--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
+            command = [PYTHON, "-m", "pip", "wheel", *flags, tree, "-w", folder.resolve()]
+            run(command, what="Making a wheel of Detectron2 v0.6")
+    say(f"Detectron2 v0.6 is a wheel in {folder}")
+
+
+@contextlib.contextmanager
+def pure_python_tree(path: Path) -> Iterator[Path]:
+    """Detectron2 v0.6's sdist, unpacked and made the pure-Python package `detectron2`.
 
     Raises:
-        SetupError: the file is not the one that was tested; nothing is installed then.
+        SetupError: the file is not the one that was tested.
     """
     if sha256(path) != SDIST_SHA256:
         raise SetupError(
             f"{path.name} is not the Detectron2 that was tested (its sha256 is {sha256(path)}, not "
             f"{SDIST_SHA256}), so it was not installed; set PSIS_D2_DETECTRON2 to one you trust."
         )
-    say("installing Detectron2 v0.6 (pure Python)")
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(path) as archive:
             # The hash vouches for the members; the filter is missing in early 3.10 and 3.11.
@@ -352,7 +391,7 @@ def install_sdist(path: Path) -> None:
         # The list of files of the package under its first name.
         for info in tree.glob("*.egg-info"):
             shutil.rmtree(info)
-        pip("--no-build-isolation", "--no-deps", tree, what="Installing Detectron2 v0.6")
+        yield tree
 
 
 def ensure_extension(state: dict) -> None:
@@ -392,12 +431,21 @@ def main() -> int:
     """All steps in order. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-build", action="store_true", help="leave the extension alone")
+    parser.add_argument(
+        "--detectron2-wheel",
+        type=Path,
+        metavar="FOLDER",
+        help="also write Detectron2 v0.6 as a wheel, for environments of your own",
+    )
     args = parser.parse_args()
     state = read_state()
     try:
         ensure_venv(state)
+        ensure_command()
         ensure_packages(state)
         ensure_detectron2(state)
+        if args.detectron2_wheel:
+            write_detectron2_wheel(args.detectron2_wheel)
         if not args.no_build and os.environ.get("PSIS_D2_NO_BUILD", "0") in ("", "0"):
             ensure_extension(state)
     except SetupError as error:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from psis_d2.data.supervision import clean_annotations
+from psis_d2.data.records import number_annotations, read_id, usable_records
 from psis_d2.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,14 +22,46 @@ from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
-# No pixel coordinate is that large; infinities and not-a-number fail the comparison too.
-_HUGE = 1e9
+# Of an image that LVIS lists, its data set's folders and names are behind this part of its url.
+_URL_PARTS = 2
+_ANNOTATION_KEYS = ("id", "json_id", "bbox", "iscrowd", "ignore", "segmentation", "area")
+_LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-def register_coco_json(name: str, json_file: str, image_root: str) -> None:
+@dataclass(frozen=True)
+class CocoReader:
+    """Reads a COCO-format json when it is called: what ``DatasetCatalog`` holds of one.
+
+    Attributes:
+        json_file, image_root, dataset_name: see :func:`load_coco`.
+        prepare: makes the files if they are not there.
+    """
+
+    json_file: str
+    image_root: str
+    dataset_name: str
+    prepare: Callable[[], None] | None = None
+
+    def __call__(self, crowds: str = "ignore") -> list[dict]:
+        """What :func:`load_coco` gives."""
+        if self.prepare is not None:
+            self.prepare()
+        return load_coco(self.json_file, self.image_root, self.dataset_name, crowds)
+
+
+def register_coco_json(
+    name: str, json_file: str, image_root: str, prepare: Callable[[], None] | None = None
+) -> None:
     """Make a COCO-format json known as data set ``name``. Nothing is read before it is used.
 
     Registering the same paths again does nothing, so every process of a distributed run can do it.
+
+    Args:
+        name: of the data set.
+        json_file: see :func:`load_coco`.
+        image_root: see :func:`load_coco`.
+        prepare: makes the files if they are not there; also becomes ``psis_prepare`` of the
+            metadata, which runs once before a run starts its processes.
 
     Raises:
         UserError: the name is taken by other paths.
@@ -42,27 +75,33 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
                 f"in {known[1]}; choose another name."
             )
         return
-    DatasetCatalog.register(name, lambda: load_coco(json_file, image_root, name))
+    DatasetCatalog.register(name, CocoReader(json_file, image_root, name, prepare))
     metadata.set(json_file=json_file, image_root=image_root, evaluator_type="coco")
+    if prepare is not None:
+        metadata.psis_prepare = prepare
 
 
-def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
+def load_coco(
+    json_file: str, image_root: str, dataset_name: str, crowds: str = "ignore"
+) -> list[dict]:
     """Read a COCO-format json into Detectron2's standard dataset dicts.
 
     Sets ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of the data set's metadata
-    (categories in the order of their ids). What the metadata holds already is respected. Boxes of
-    zero width or height are left out, with one warning that counts them. Images are not opened.
+    (categories in the order of their ids). What the metadata holds already is respected. A json
+    without ``annotations`` lists images to predict on. Images are not opened.
 
     Args:
         json_file: path of the json.
         image_root: folder that the file names in the json are relative to.
         dataset_name: name in Detectron2's ``MetadataCatalog``.
+        crowds: see :func:`~psis_d2.data.records.usable_records`.
 
     Returns:
         One dict an image, sorted by image id, with ``file_name``, ``height``, ``width``,
         ``image_id`` and ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
         (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where there is a usable one,
-        ``segmentation``.
+        ``segmentation`` and ``area``. See :func:`~psis_d2.data.records.usable_records`. Images of
+        LVIS keep ``neg_category_ids`` and ``not_exhaustive_category_ids``, contiguous.
 
     Raises:
         UserError: the file or the folder is missing, or the json is not what COCO's format asks.
@@ -73,13 +112,20 @@ def load_coco(json_file: str, image_root: str, dataset_name: str) -> list[dict]:
             f"The image folder {image_root} of data set '{dataset_name}' does not exist; check the "
             "path."
         )
-    ids = _set_categories(content["categories"], json_file, dataset_name)
-    records = _image_records(content["images"], json_file, image_root)
+    ids = _set_categories(content, json_file, dataset_name)
+    # COCO 2014's published minival files have annotation ids that occur twice.
+    repeated_ids = "minival" in os.path.basename(json_file)
+    _number(content["annotations"], json_file, repeated_ids)
+    records = _image_records(content["images"], json_file, image_root, ids)
     _add_annotations(records, content["annotations"], ids, json_file)
-    dicts = list(records.values())
-    logger.info("read %d images from %s", len(dicts), json_file)
-    clean_annotations(dicts)
-    return dicts
+    logger.info("read %d images from %s", len(records), json_file)
+    return usable_records(
+        list(records.values()),
+        json_file,
+        MetadataCatalog.get(dataset_name).thing_classes,
+        crowds=crowds,
+        repeated_ids=repeated_ids,
+    )
 
 
 def load_categories(json_file: str, dataset_name: str) -> list[str]:
@@ -91,8 +137,33 @@ def load_categories(json_file: str, dataset_name: str) -> list[str]:
     Raises:
         UserError: as :func:`load_coco`, for the file and its categories.
     """
-    _set_categories(_read_json(json_file)["categories"], json_file, dataset_name)
+    _set_categories(_read_json(json_file), json_file, dataset_name)
     return list(MetadataCatalog.get(dataset_name).thing_classes)
+
+
+def match_annotations(dicts: Sequence[dict], annotations: Sequence[dict]) -> dict[tuple, dict]:
+    """The entries of a json by the ids that :func:`load_coco` gave them.
+
+    Args:
+        dicts: what it returned.
+        annotations: ``annotations`` of the json that it read.
+
+    Returns:
+        {(image id, annotation id): entry} of all annotations in the dicts.
+    """
+    entries = [dict(entry) for entry in annotations]
+    _number(entries, "the json", repeated_ids=True)
+    wanted = {(record["image_id"], a["id"]) for record in dicts for a in record["annotations"]}
+    keys = ((read_id(entry.get("image_id")), entry["id"]) for entry in entries)
+    pairs = zip(keys, annotations, strict=True)
+    return {key: annotation for key, annotation in pairs if key in wanted}
+
+
+def _number(annotations: Sequence[dict], json_file: str, repeated_ids: bool) -> None:
+    """Number a json's annotations in the order of the file. In place."""
+    for annotation in annotations:
+        annotation.pop("json_id", None)  # ours alone
+    number_annotations(annotations, json_file, repeated_ids)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -109,7 +180,8 @@ def _read_json(json_file: str) -> dict:
             content = json.load(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the annotation file {json_file}: {error}.") from error
-    except json.JSONDecodeError as error:
+    # ValueError: also an integer of thousands of digits; RecursionError: brackets in brackets.
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"The annotation file {json_file} is not valid JSON: {error}; it may be cut off."
         ) from error
@@ -119,6 +191,8 @@ def _read_json(json_file: str) -> dict:
             f"The annotation file {json_file} is not in COCO format: it must hold an object with "
             f"the lists {', '.join(keys)}."
         )
+    # Lists of images to predict on, such as COCO's test-dev, have no annotations at all.
+    content.setdefault("annotations", [])
     missing = [
         key
         for key in keys
@@ -133,24 +207,47 @@ def _read_json(json_file: str) -> dict:
     return content
 
 
-def _set_categories(categories: Sequence[dict], json_file: str, dataset_name: str) -> dict:
-    """Agree with the metadata on the categories; return category id -> contiguous id."""
-    names = {}
-    for category in categories:
-        key, name = category.get("id"), category.get("name")
+def _category_names(content: dict, json_file: str) -> dict[int, str]:
+    """Category names by id, a category left out that only repeats another's name."""
+    names, roots = {}, set()
+    for category in content["categories"]:
+        key, name = read_id(category.get("id")), category.get("name")
         if type(key) is not int or not isinstance(name, str):
             raise UserError(
                 f"{json_file} has a category without an integer id and a name: {category}."
             )
-        if key in names or name in names.values():
-            raise UserError(
-                f"{json_file} has two categories with id {key} or name '{name}'; both must be "
-                "unique."
-            )
+        if key in names:
+            raise UserError(f"{json_file} has two categories with id {key}; ids must be unique.")
         names[key] = name
+        if category.get("supercategory") in (None, "", "none"):
+            roots.add(key)
     if not names:
         raise UserError(f"{json_file} lists no categories; add them to its 'categories'.")
+    of_name: dict[str, list[int]] = {}
+    for key, name in names.items():
+        of_name.setdefault(name, []).append(key)
+    repeated = {name: keys for name, keys in of_name.items() if len(keys) > 1}
+    if repeated:
+        used = {read_id(a.get("category_id")) for a in content["annotations"]}
+        for name, keys in repeated.items():
+            # Roboflow puts a root above the classes, which may have the name of one of them.
+            kept = [k for k in keys if k in used] or [k for k in keys if k not in roots]
+            if len(kept) != 1:
+                raise UserError(
+                    f"{json_file} has two categories with the name '{name}' (ids "
+                    f"{', '.join(map(str, keys))}); names must be unique."
+                )
+            for key in set(keys) - set(kept):
+                del names[key]
+                logger.info(
+                    "%s: category %d '%s' repeats a name and is unused", json_file, key, name
+                )
+    return names
 
+
+def _set_categories(content: dict, json_file: str, dataset_name: str) -> dict:
+    """Agree with the metadata on the categories; return category id -> contiguous id."""
+    names = _category_names(content, json_file)
     metadata = MetadataCatalog.get(dataset_name)
     classes = metadata.get("thing_classes")
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
@@ -173,100 +270,65 @@ def _set_categories(categories: Sequence[dict], json_file: str, dataset_name: st
     return ids
 
 
-def _image_records(images: Sequence[dict], json_file: str, image_root: str) -> dict:
-    """Standard dicts without annotations, by image id, sorted by it."""
+def _image_records(
+    images: Sequence[dict], json_file: str, image_root: str, category_ids: dict
+) -> dict:
+    """Dataset dicts without annotations, by image id, sorted by it."""
     records = {}
     for image in images:
-        key, name = image.get("id"), image.get("file_name")
-        if not isinstance(key, (int, str)) or not isinstance(name, str):
+        key, name = read_id(image.get("id")), _file_name(image, image_root)
+        if key is None or name is None:
             raise UserError(f"{json_file} has an image without id and file_name: {image}.")
         if key in records:
             raise UserError(f"{json_file} lists image id {key} twice; image ids must be unique.")
-        height, width = image.get("height"), image.get("width")
-        if not (_is_size(height) and _is_size(width)):
-            raise UserError(
-                f"Image {name} (id {key}) in {json_file} has no usable height and width (found "
-                f"{height} and {width}); write its size in pixels there."
-            )
-        record = {
+        records[key] = {
             "file_name": os.path.join(image_root, name),
-            "height": int(height),
-            "width": int(width),
+            "height": image.get("height"),
+            "width": image.get("width"),
             "image_id": key,
+            "box_only": image.get("box_only"),
             "annotations": [],
         }
-        if image.get("box_only"):
-            record["box_only"] = True
-        records[key] = record
+        for lvis_key in _LVIS_KEYS:
+            listed = image.get(lvis_key)
+            if isinstance(listed, list):
+                known = (category_ids.get(read_id(value)) for value in listed)
+                records[key][lvis_key] = [value for value in known if value is not None]
     # Sorted, so that the order of the file does not change the order of training.
     return dict(sorted(records.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def _is_size(value) -> bool:
-    return type(value) in (int, float) and 1 <= value < _HUGE and value == int(value)
+def _file_name(image: dict, image_root: str) -> str | None:
+    """An image's file name below the folder of images."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    if isinstance(name, str):
+        return name
+    if name is not None or not isinstance(url, str):
+        return None
+    # LVIS v1: http://images.cocodataset.org/train2017/000000391895.jpg
+    parts = url.split("/")[-_URL_PARTS:]
+    below = os.path.join(*parts)
+    return below if os.path.isfile(os.path.join(image_root, below)) else parts[-1]
 
 
 def _add_annotations(
     records: dict, annotations: Sequence[dict], category_ids: dict, json_file: str
 ) -> None:
     """Append every annotation to its image's record."""
-    # COCO 2014's published minival files have annotation ids that occur twice.
-    unique_ids = "minival" not in os.path.basename(json_file)
-    seen_ids = set()
-    flat = 0
-    for position, annotation in enumerate(annotations):
-        key = annotation.get("id")
-        if type(key) is not int:
+    for annotation in annotations:
+        image_id = read_id(annotation.get("image_id"))
+        own = f"Annotation {annotation.get('json_id', annotation['id'])}"
+        if image_id is None or image_id not in records:
             raise UserError(
-                f"Annotation number {position + 1} in {json_file} has no integer id (found "
-                f"{key!r}); number the annotations."
+                f"{own} in {json_file} belongs to image id {annotation.get('image_id')!r}, which "
+                "is not in its 'images'."
             )
-        if key in seen_ids and unique_ids:
+        category_id = category_ids.get(read_id(annotation.get("category_id")))
+        if category_id is None:
             raise UserError(
-                f"{json_file} has two annotations with id {key}; annotation ids must be unique."
+                f"{own} in {json_file} has category id {annotation.get('category_id')!r}, which is "
+                "not in its 'categories'."
             )
-        seen_ids.add(key)
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if not isinstance(image_id, (int, str)) or image_id not in records:
-            raise UserError(
-                f"Annotation {key} in {json_file} belongs to image id {image_id!r}, which is not "
-                "in its 'images'."
-            )
-        if type(category_id) is not int or category_id not in category_ids:
-            raise UserError(
-                f"Annotation {key} in {json_file} has category id {category_id!r}, which is not in "
-                "its 'categories'."
-            )
-        box = annotation.get("bbox")
-        if not _is_box(box):
-            raise UserError(
-                f"Annotation {key} in {json_file} has no usable bbox (found {box!r}); it must be "
-                "four finite numbers: x, y, width, height."
-            )
-        if box[2] <= 0 or box[3] <= 0:
-            flat += 1
-            continue
-        entry = {
-            "id": key,
-            "bbox": [float(value) for value in box],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": category_ids[category_id],
-            # "ignore" is an older spelling of a region that is not an instance.
-            "iscrowd": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
-        }
-        if "segmentation" in annotation:
-            entry["segmentation"] = annotation["segmentation"]
+        entry = {"category_id": category_id, "bbox_mode": BoxMode.XYWH_ABS}
+        entry.update((name, annotation[name]) for name in _ANNOTATION_KEYS if name in annotation)
         records[image_id]["annotations"].append(entry)
-    if flat:
-        logger.warning(
-            "%s: %d annotations have a box of zero width or height and are left out",
-            *(json_file, flat),
-        )
-
-
-def _is_box(box) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(type(value) in (int, float) and -_HUGE < value < _HUGE for value in box)
-    )

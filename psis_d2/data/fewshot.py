@@ -14,9 +14,11 @@ import json
 import os
 from collections.abc import Collection, Iterable
 
-from psis_d2.data.coco import load_coco, register_coco_json
+from psis_d2.data.catalog import coco_reader, prepare_dataset
+from psis_d2.data.coco import load_coco, match_annotations, register_coco_json
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -96,7 +98,8 @@ def draw_few_shots(
     chosen = {annotation_id for ids in drawn.values() for annotation_id in ids}
     with open(json_file, encoding="utf-8-sig") as file:
         content = json.load(file)
-    annotations = [a for a in content["annotations"] if a["id"] in chosen]
+    entries = match_annotations(dicts, content["annotations"])
+    annotations = [entry for (_, key), entry in entries.items() if key in chosen]
     images = {a["image_id"] for a in annotations}
     few = {
         "info": {
@@ -114,6 +117,63 @@ def draw_few_shots(
     return few, {class_names[i]: ids for i, ids in drawn.items()}
 
 
+def make_fewshot(
+    novel: str,
+    shots: int = 10,
+    seed: int = 0,
+    *,
+    dataset: str | None = None,
+    json_file: str | None = None,
+    out: str | None = None,
+) -> tuple[str, dict, dict[str, list[int]]]:
+    """Draw few-shot data and write it as a json, unless the same draw is there.
+
+    Args:
+        novel: the novel categories, as ``PSIS.SEEN_CLASSES``.
+        shots: objects of each of them.
+        seed: another seed is another draw.
+        dataset: registered data set to draw from, or ...
+        json_file: ... a COCO-format json.
+        out: where to write; None = beside the source, where the draw's name finds it.
+
+    Returns:
+        The file, its content, and the annotation ids drawn by category.
+
+    Raises:
+        UserError: there are too few objects, or the file cannot be written or holds another draw.
+    """
+    if dataset:
+        prepare_dataset(dataset)
+        reader = coco_reader(dataset)
+        if reader is None:
+            raise UserError(f"Data set '{dataset}' has no json; draw from --json FILE.")
+        json_file = reader.json_file
+    content, drawn = draw_few_shots(json_file, novel, shots, seed)
+    out = out or few_shot_json(json_file, novel, shots, seed)
+    if not os.path.lexists(out):
+        try:
+            with written_at_once(out) as file:
+                json.dump(content, file)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {out} ({error.strerror or error}); give a writable path as --out."
+            ) from error
+    elif not _is_same(out, content):
+        raise UserError(
+            f"{out} is there already and holds something else; delete it or give --out."
+        )
+    return out, content, drawn
+
+
+def _is_same(path: str, content: dict) -> bool:
+    """Whether the file holds this very draw."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file) == content
+    except (OSError, ValueError):
+        return False
+
+
 def register_few_shots(dataset: str, novel: str) -> None:
     """Register all named draws of a registered data set whose categories are known.
 
@@ -127,15 +187,15 @@ def register_few_shots(dataset: str, novel: str) -> None:
             if name in DatasetCatalog:
                 continue
             json_file = few_shot_json(metadata.json_file, novel, shots, seed)
-            register_coco_json(name, json_file, metadata.image_root)
             command = (
-                f"python tools/make_fewshot.py --dataset {dataset} --novel {novel} "
+                f"psis-d2 make-fewshot --dataset {dataset} --novel {novel} "
                 f"--shots {shots} --seed {seed}"
             )
+            prepare = functools.partial(_require, json_file, command)
+            register_coco_json(name, json_file, metadata.image_root, prepare)
             MetadataCatalog.get(name).set(
                 thing_classes=metadata.thing_classes,
                 thing_dataset_id_to_contiguous_id=metadata.thing_dataset_id_to_contiguous_id,
-                psis_prepare=functools.partial(_require, json_file, command),
             )
 
 

@@ -30,7 +30,7 @@ def read_category_map(path: str) -> dict[str, str | None]:
     if not found:
         raise UserError(
             f"The category map PSIS.CATEGORY_MAP {path} exists neither here nor in {root}; check "
-            "the path. (tools/prepare_visual_genome.py writes the one for Visual Genome.)"
+            "the path. (psis-d2 prepare-visual-genome writes the one for Visual Genome.)"
         )
     try:
         with open(found[0], encoding="utf-8-sig") as file:

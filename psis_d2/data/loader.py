@@ -1,4 +1,4 @@
-"""Samples that depend on their draw only, and a loader with readable errors."""
+"""The data loaders of a config: samples depend on their draw only, and errors are readable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,115 @@ import os
 import random
 from collections.abc import Callable, Iterator
 
+from psis_d2.data.classes import get_model_dicts
+from psis_d2.data.mapper import PartialMaskMapper
+from psis_d2.data.samplers import TrainingBatches
+from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
+from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
+
+
+def build_train_loader(
+    cfg, start_iter: int = 0, mapper: Callable[[dict], dict] | None = None
+) -> Loader:
+    """The endless training data of this process.
+
+    Batch ``k`` depends on the config and on ``SEED`` only: not on the number of workers, not on
+    where training was resumed, not on the random numbers the model draws. (A negative ``SEED``
+    means a random one, shared by all processes.) With ``DATALOADER.ASPECT_RATIO_GROUPING`` a batch
+    has only images wider than high, or only others.
+
+    Args:
+        cfg: the config; ``SOLVER.IMS_PER_BATCH`` counts the images of all processes.
+        start_iter: iteration to begin with; earlier batches are skipped without reading images.
+        mapper: makes a sample of a dataset dict; by default a :class:`PartialMaskMapper`.
+
+    Returns:
+        An iterable of lists of ``IMS_PER_BATCH / number of processes`` mapped samples. Each
+        ``iter()`` begins at ``start_iter``.
+
+    Raises:
+        UserError: the data or the config is not usable.
+    """
+    world_size = comm.get_world_size()
+    total = cfg.SOLVER.IMS_PER_BATCH
+    if total < 1 or total % world_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {total} and cannot be shared evenly by {world_size} "
+            f"processes; choose a multiple of {world_size}."
+        )
+    dicts = get_training_dicts(cfg)
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    groups = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = [int(record["width"] > record["height"]) for record in dicts]
+    batches = TrainingBatches(
+        len(dicts),
+        total // world_size,
+        seed=seed,
+        start=start_iter,
+        rank=comm.get_rank(),
+        world_size=world_size,
+        groups=groups,
+        repeat_factors=_repeat_factors(cfg, dicts),
+    )
+    dataset = SeededDataset(dicts, mapper or PartialMaskMapper(cfg, is_train=True), seed)
+    return Loader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, batch_sampler=batches)
+
+
+def build_test_loader(
+    cfg, name: str, with_boxes: bool = False, dicts: list[dict] | None = None
+) -> Loader:
+    """The images of one data set, one a batch, shared by the processes.
+
+    Args:
+        cfg: the config.
+        name: the data set.
+        with_boxes: whether samples carry the annotated boxes, (the model's) classes and ids as
+            ``instances``.
+        dicts: what :func:`get_dataset_dicts` returns for the name, if that was read already; they
+            become the loader's.
+
+    Returns:
+        A finite iterable, with ``len()``, of lists of one mapped sample.
+
+    Raises:
+        UserError: the data is not usable, or has a category that is none of the model's classes.
+    """
+    dicts = get_model_dicts(cfg, name, dicts)
+    if not dicts:
+        raise UserError(f"Data set '{name}' has no images to evaluate on.")
+    mapper = PartialMaskMapper(cfg, is_train=False, with_boxes=with_boxes)
+    return Loader(
+        SeededDataset(dicts, mapper, seed=0),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        batch_size=1,
+        sampler=InferenceSampler(len(dicts)),
+    )
+
+
+def _repeat_factors(cfg, dicts: list[dict]) -> torch.Tensor | None:
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "TrainingSampler":
+        return None
+    if sampler == "RepeatFactorTrainingSampler":
+        # Newer versions of Detectron2 have this option and pass it on in the same way.
+        options = {}
+        if "REPEAT_SQRT" in cfg.DATALOADER:
+            options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
+        return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD, **options
+        )
+    raise UserError(
+        f"DATALOADER.SAMPLER_TRAIN is '{sampler}'; known are TrainingSampler and "
+        "RepeatFactorTrainingSampler."
+    )
 
 
 class SeededDataset(Dataset):

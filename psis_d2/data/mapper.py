@@ -52,6 +52,7 @@ class PartialMaskMapper:
         image_format: str,
         use_masks: bool = True,
         with_boxes: bool = False,
+        pixel_range: Sequence[float] = (),
     ):
         """Make a mapper from parts; ``PartialMaskMapper(cfg, is_train)`` reads them from a config.
 
@@ -61,12 +62,14 @@ class PartialMaskMapper:
             image_format: as Detectron2's ``read_image`` knows it, such as ``BGR``.
             use_masks: whether training instances get ``gt_masks`` and ``gt_has_mask``.
             with_boxes: whether, outside training, instances with boxes and ids are made.
+            pixel_range: see :func:`~psis_d2.data.images.read_pixels`.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.use_masks = use_masks
         self.with_boxes = with_boxes
+        self.pixel_range = pixel_range
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True, with_boxes: bool = False) -> dict:
@@ -79,6 +82,7 @@ class PartialMaskMapper:
             "image_format": cfg.INPUT.FORMAT,
             "use_masks": cfg.MODEL.MASK_ON,
             "with_boxes": with_boxes,
+            "pixel_range": cfg.PSIS.PIXEL_RANGE,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -87,7 +91,7 @@ class PartialMaskMapper:
         Raises:
             UserError: the image cannot be read or is not as large as the dict says.
         """
-        image = read_image(dataset_dict, self.image_format)
+        image = read_image(dataset_dict, self.image_format, self.pixel_range)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = np.array(augmented.image.transpose(2, 0, 1), order="C")

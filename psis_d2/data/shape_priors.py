@@ -6,21 +6,21 @@ are cut out by their boxes, so that a prior fills a box. A file of them says wha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import uuid
 import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psis_d2.data.build import get_class_names, get_training_dicts, seen_ids_for
+from psis_d2.data.catalog import get_class_names
+from psis_d2.data.training_set import get_training_dicts, seen_ids_for
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SIDE = 32
 """Side of a prior in cells (paper)."""
 
-# Cells are averaged over so many samples a side: a mask of one cell's size is not lost.
+# Samples a side that a cell is the mean of: a mask of one cell's size is not lost.
 _SAMPLES = 4
 _MAX_ITERATIONS = 100
 _FORMAT = "psis_d2 shape priors 1"
@@ -68,6 +68,7 @@ def mask_in_box(annotation: dict, side: int = SIDE) -> np.ndarray:
         to_pixel = np.array(
             [[step_x, 0, x0 + step_x / 2 - 0.5], [0, step_y, y0 + step_y / 2 - 0.5]]
         )
+        cv2 = require("cv2")
         flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         mask = cv2.warpAffine(mask_util.decode(segmentation), to_pixel, (fine, fine), flags=flags)
     else:
@@ -103,15 +104,14 @@ def cluster_masks(masks: np.ndarray, num_priors: int, seed: int, what: str) -> n
             "be made; lower PSIS.SHAPEMASK.NUM_PRIORS or give more masks."
         )
     # Imported late: nothing else needs scikit-learn, which is slow to import.
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    kmeans = KMeans(num_priors, n_init=1, max_iter=_MAX_ITERATIONS, random_state=seed)
+    convergence_warning = require("sklearn.exceptions").ConvergenceWarning
+    kmeans = require("sklearn.cluster").KMeans(
+        num_priors, n_init=1, max_iter=_MAX_ITERATIONS, random_state=seed
+    )
     # Threads add up in any order, and the last bits of the centroids would differ.
-    with threadpool_limits(1), warnings.catch_warnings():
+    with require("threadpoolctl").threadpool_limits(1), warnings.catch_warnings():
         # Masks that are all alike make fewer clusters; the rest are copies and do no harm.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", convergence_warning)
         kmeans.fit(masks.reshape(len(masks), -1))
     sizes = np.bincount(kmeans.labels_, minlength=num_priors)
     centroids = kmeans.cluster_centers_[np.argsort(-sizes, kind="stable")]
@@ -177,8 +177,13 @@ def num_priors(cfg) -> int:
 
 
 def priors_path(cfg) -> str:
-    """The file of a config's priors: ``PSIS.SHAPEMASK.PRIORS``, else one in ``OUTPUT_DIR``."""
-    return cfg.PSIS.SHAPEMASK.PRIORS or os.path.join(cfg.OUTPUT_DIR, "shape_priors.npz")
+    """The file of a config's priors: ``PSIS.SHAPEMASK.PRIORS``, else one in ``OUTPUT_DIR``.
+
+    A run may have two of them: a class-agnostic teacher's and a class-specific student's.
+    """
+    agnostic = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
+    name = "shape_priors.npz" if agnostic else "class_shape_priors.npz"
+    return cfg.PSIS.SHAPEMASK.PRIORS or os.path.join(cfg.OUTPUT_DIR, name)
 
 
 def save_shape_priors(path: str, shape_priors: ShapePriors) -> None:
@@ -187,17 +192,10 @@ def save_shape_priors(path: str, shape_priors: ShapePriors) -> None:
     Raises:
         UserError: the path cannot be written.
     """
-    scratch = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        try:
-            with open(scratch, "wb") as file:
-                provenance = json.dumps(shape_priors.provenance, indent=1)
-                np.savez(file, priors=shape_priors.priors, provenance=np.array(provenance))
-            os.replace(scratch, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(scratch)
+        with written_at_once(path, binary=True) as file:
+            provenance = json.dumps(shape_priors.provenance, indent=1)
+            np.savez(file, priors=shape_priors.priors, provenance=np.array(provenance))
     except OSError as error:
         raise UserError(
             f"Cannot write the shape priors {path} ({error.strerror or error}); choose a path that "
@@ -211,7 +209,7 @@ def load_shape_priors(path: str) -> ShapePriors:
     Raises:
         UserError: there is none, or it is something else.
     """
-    make = "make it with tools/make_shape_priors.py"
+    make = "make it with psis-d2 make-shape-priors"
     if not os.path.isfile(path):
         raise UserError(f"The shape priors {path} do not exist; {make}.")
     try:
@@ -227,14 +225,8 @@ def load_shape_priors(path: str) -> ShapePriors:
     return ShapePriors(priors, provenance)
 
 
-def uses_shape_priors(cfg) -> bool:
-    """Whether a config's model needs shape priors."""
-    head = cfg.MODEL.ROI_MASK_HEAD.NAME == "ShapeMaskHead"
-    return cfg.MODEL.MASK_ON and head and cfg.PSIS.SHAPEMASK.SHAPE_PRIOR
-
-
 def prepare_shape_priors(cfg) -> None:
-    """See to it that training with a config finds its priors.
+    """Make the priors of a config of ShapeMask, unless they are there.
 
     A file that the config names is checked: it must not be made from masks that training may not
     see. Without a name the priors are made, unless those in ``OUTPUT_DIR`` are of the same masks.
@@ -242,8 +234,6 @@ def prepare_shape_priors(cfg) -> None:
     Raises:
         UserError: the file is missing, unusable or shows too much, or there are too few masks.
     """
-    if not uses_shape_priors(cfg):
-        return
     path = priors_path(cfg)
     if cfg.PSIS.SHAPEMASK.PRIORS:
         _check_visible(cfg, path, load_shape_priors(path).provenance)
@@ -272,7 +262,7 @@ def _check_visible(cfg, path: str, provenance: dict) -> None:
             f"The shape priors {path} were made from masks of {', '.join(hidden[:5])}"
             f"{' and others' * (len(hidden) > 5)}, which PSIS.SEEN_CLASSES "
             f"{cfg.PSIS.SEEN_CLASSES} hides from training; make them with "
-            "tools/make_shape_priors.py and the same split."
+            "psis-d2 make-shape-priors and the same split."
         )
 
 

@@ -14,21 +14,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import numbers
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from psis_d2.data.segmentation import read_segmentation
 from psis_d2.errors import UserError
 
-import numpy as np
-from pycocotools import mask as mask_util
-
 logger = logging.getLogger(__name__)
-
-# Polygon points further outside than this many image sides cannot be meant: the rasterizer walks
-# along every edge, so that one stray 1e9 would take all memory.
-_REACH = 10
 
 
 @dataclass(frozen=True)
@@ -40,12 +33,14 @@ class MaskCounts:
         with_mask: instances with a usable mask.
         bad_masks: instances whose segmentation was not empty but unusable; they keep the box.
         bad_polygons: unusable polygons left out of masks that are usable without them.
+        crowds: crowd regions.
     """
 
     instances: int = 0
     with_mask: int = 0
     bad_masks: int = 0
     bad_polygons: int = 0
+    crowds: int = 0
 
     @property
     def without_mask(self) -> int:
@@ -57,10 +52,10 @@ def usable_segmentation(segmentation, height: int, width: int) -> bool:
     """Whether ``segmentation`` holds a mask of an image of ``height`` x ``width`` pixels.
 
     False for ``None``, an empty list, a list without one good polygon (three points or more, an
-    even number of finite numbers), and an RLE whose size is not the image's, whose counts do not
-    decode to exactly that size, or that covers no pixel.
+    even number of finite numbers), an RLE whose size is not the image's or whose counts do not
+    decode to exactly that size, and whatever covers no pixel: a line, a point, a polygon outside.
     """
-    return _clean(segmentation, height, width)[0] is not None
+    return read_segmentation(segmentation, height, width)[0] is not None
 
 
 def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
@@ -76,13 +71,13 @@ def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
     Returns:
         The counts over all instances.
     """
-    instances = with_mask = bad_masks = bad_polygons = 0
+    instances = with_mask = bad_masks = bad_polygons = crowds = 0
     for record in dicts:
         box_only = bool(record.pop("box_only", False))
         for annotation in record.get("annotations", ()):
             mask, bad = None, 0
             if not box_only:
-                mask, bad = _clean(
+                mask, bad = read_segmentation(
                     annotation.get("segmentation"), record["height"], record["width"]
                 )
             if mask is None:
@@ -90,6 +85,7 @@ def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
             else:
                 annotation["segmentation"] = mask
             if annotation.get("iscrowd", 0):
+                crowds += 1
                 continue
             instances += 1
             if mask is not None:
@@ -97,12 +93,13 @@ def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
                 bad_polygons += bad
             elif bad:
                 bad_masks += 1
-    counts = MaskCounts(instances, with_mask, bad_masks, bad_polygons)
+    counts = MaskCounts(instances, with_mask, bad_masks, bad_polygons, crowds)
     logger.log(
         logging.WARNING if bad_masks or bad_polygons else logging.INFO,
-        "annotations: %d instances, %d with a mask, %d with a box only; %d malformed masks cost "
-        "the mask (the box stays), %d malformed polygons were left out of a mask",
-        *(counts.instances, counts.with_mask, counts.without_mask),
+        "annotations: %d instances, %d with a mask, %d with a box only, and %d crowd regions; %d "
+        "masks are malformed or without a pixel and are lost (the box stays), %d malformed "
+        "polygons were left out of a mask",
+        *(counts.instances, counts.with_mask, counts.without_mask, counts.crowds),
         *(counts.bad_masks, counts.bad_polygons),
     )
     return counts
@@ -243,86 +240,3 @@ def match_image_list(dicts: Iterable[dict], entries: Collection[str]) -> tuple[s
             images.add(record["image_id"])
             found |= hits
     return images, wanted - found
-
-
-def _clean(segmentation, height: int, width: int) -> tuple[list | dict | None, int]:
-    """The usable part of a segmentation, or None, and how many malformed pieces it had."""
-    if isinstance(segmentation, dict):
-        if not segmentation:
-            return None, 0
-        rle = _clean_rle(segmentation, height, width)
-        return rle, int(rle is None)
-    if isinstance(segmentation, (list, tuple)):
-        # [[]] is one more way in which tools write "no mask".
-        pieces = [piece for piece in segmentation if not _is_empty(piece)]
-        reach = _REACH * max(height, width)
-        good = [piece for piece in pieces if _is_polygon(piece, reach)]
-        return good or None, len(pieces) - len(good)
-    return None, int(segmentation is not None)
-
-
-def _is_empty(piece) -> bool:
-    return piece is None or (isinstance(piece, (list, tuple, np.ndarray)) and len(piece) == 0)
-
-
-def _is_polygon(points, reach: float) -> bool:
-    if isinstance(points, np.ndarray):
-        points = points.tolist()
-    if not isinstance(points, (list, tuple)) or len(points) < 6 or len(points) % 2:
-        return False
-    # The set of types is by far the fastest test, and nearly always enough.
-    if not set(map(type, points)) <= {int, float} and not all(
-        isinstance(value, numbers.Real) and not isinstance(value, bool) for value in points
-    ):
-        return False
-    # min and max may overlook a NaN, depending on its place; the sum does not.
-    total = sum(points)
-    return total == total and -reach <= min(points) and max(points) <= reach
-
-
-def _clean_rle(rle: dict, height: int, width: int) -> dict | None:
-    size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
-        return None
-    if isinstance(counts, (list, tuple)):
-        if not counts or not all(type(run) is int and run >= 0 for run in counts):
-            return None
-        if sum(counts) != height * width or not any(counts[1::2]):
-            return None
-        packed = mask_util.frPyObjects(
-            {"size": [height, width], "counts": list(counts)}, height, width
-        )
-        return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii", errors="replace")
-    if not isinstance(counts, str):
-        return None
-    runs = _rle_runs(counts)
-    if runs is None or runs.sum() != height * width or not runs[1::2].any():
-        return None
-    return {"size": [height, width], "counts": counts}
-
-
-def _rle_runs(counts: str) -> np.ndarray | None:
-    """Run lengths of a compressed RLE, or None if the text is none.
-
-    The format: each number is written in base 32, lowest five bits first, one character
-    ``chr(48 + bits)`` each, 32 added on all but the last; bit 16 of the last one is the sign. From
-    the fourth number on, what is written is the difference to the run two before.
-    """
-    try:
-        codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        return None
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    last = np.flatnonzero(codes < 32)
-    first = np.concatenate([[0], last[:-1] + 1])
-    if (last - first).max() > 6:
-        return None
-    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
-    values = np.add.reduceat((codes & 31) << place, first)
-    values -= np.where(codes[last] & 16, np.int64(1) << (place[last] + 5), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return None if values.min() < 0 else values

@@ -1,5 +1,6 @@
 """Training and evaluation loops on top of Detectron2's."""
 
+import psis_d2.modeling  # noqa: F401  (registers all that a config may name)
 from psis_d2.engine.launch import launch
 
 __all__ = ["Trainer", "launch"]

@@ -3,22 +3,22 @@
 import argparse
 import logging
 import os
+import tempfile
 
 from psis_d2.config import add_psis_config
-from psis_d2.data.build import (
-    get_class_names,
-    get_model_class_ids,
-    get_model_class_names,
-    get_training_dicts,
-    prepare_dataset,
-)
+from psis_d2.config_files import check_part_options, merge_file, merge_options
+from psis_d2.config_rules import check_config
+from psis_d2.data.checks import check_data
+from psis_d2.data.classes import check_classes, get_model_class_names
 from psis_d2.data.coco import register_coco_json
-from psis_d2.data.shape_priors import prepare_shape_priors
+from psis_d2.engine.expectations import settle_expectations
+from psis_d2.engine.model_keys import check_model
 from psis_d2.errors import UserError
+from psis_d2.model_zoo import find_config_file
+from psis_d2.modeling.mask_heads.base import prepare_mask_head
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -60,26 +60,24 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line.
 
     Args:
-        args: ``config_file``, ``opts``, ``num_gpus`` and the flags of :func:`add_data_arguments`.
+        args: ``config_file`` (a file or a name), ``opts``, ``num_gpus`` and the flags of
+            :func:`add_data_arguments`.
 
     Raises:
-        UserError: for a config file or key that does not exist, and for inconsistent data.
+        UserError: for a config file, key or value that cannot be used or has no effect, and for
+            inconsistent data.
     """
     cfg = get_cfg()
     add_psis_config(cfg)
-    if args.config_file and not os.path.isfile(args.config_file):
-        raise UserError(f"The config file {args.config_file} does not exist; see configs/.")
-    try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        _use_data_files(cfg, args)
-        cfg.merge_from_list(args.opts or [])
-    except (KeyError, ValueError, AssertionError) as error:
-        # yacs: an unknown key, a value of another type, an odd number of words
-        reason = str(error.args[0] if error.args else error).rstrip(".")
-        raise UserError(
-            f"The config cannot be used ({reason}); fix the file or the KEY VALUE pairs."
-        ) from error
+    if config_file := find_config_file(args.config_file):
+        merge_file(cfg, config_file)
+    options = args.opts or []
+    merge_options(cfg, options)
+    check_config(cfg)
+    check_part_options(cfg)
+    _check_output_dir(cfg.OUTPUT_DIR)
+    _use_data_files(cfg, args)
+    merge_options(cfg, options)  # what is said in words counts more than what the data says
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     check_classes(cfg)
@@ -89,12 +87,46 @@ def build_config(args: argparse.Namespace) -> CfgNode:
             f"TEST.BOXES {cfg.TEST.BOXES} measures masks in given boxes, but MODEL.MASK_ON False "
             "predicts none; set TEST.BOXES to detected."
         )
+    check_model(cfg)
     cfg.freeze()
     return cfg
 
 
+def _check_output_dir(folder: str) -> None:
+    """Turn down an OUTPUT_DIR that cannot be made or written to; nothing is made yet."""
+    if "://" in folder:
+        return
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UserError(
+            f"OUTPUT_DIR is {folder}, but {there} is not a folder; choose another OUTPUT_DIR."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"OUTPUT_DIR is {folder}, but {there} cannot be written to; choose another OUTPUT_DIR, "
+            "or change the folder's permissions."
+        )
+
+
+def register_data_files(cfg: CfgNode) -> None:
+    """Register the data sets of ``PSIS.DATA_FILES``: what a run's ``config.yaml`` needs to be used.
+
+    Raises:
+        UserError: a name is taken by other files.
+    """
+    for name, json_file, images in cfg.PSIS.DATA_FILES:
+        register_coco_json(name, json_file, images)
+
+
 def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Point the config at the files of ``--train-json`` and so on, in place."""
+    """Point the config at the files of ``--train-json`` and so on, in place.
+
+    ``PSIS.DATA_FILES`` keeps them: the ``config.yaml`` of a run registers them again.
+    """
+    register_data_files(cfg)
+    files = {name: paths for name, *paths in cfg.PSIS.DATA_FILES}
     for split, key in (("train", "TRAIN"), ("val", "TEST")):
         json_file = getattr(args, f"{split}_json", None)
         images = getattr(args, f"{split}_images", None)
@@ -103,105 +135,63 @@ def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:
         if json_file:
             name = f"{split}:{json_file}"
             register_coco_json(name, json_file, images)
+            files[name] = [_absolute(json_file), _absolute(images)]
             cfg.DATASETS[key] = (name,)
-            num_classes = len(get_class_names(name))
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
-            cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
             if split == "train":
                 cfg.PSIS.SEEN_CLASSES = "auto"
+    if getattr(args, "train_json", None) or getattr(args, "val_json", None):
+        num_classes = len(get_model_class_names(cfg))
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+        cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     if getattr(args, "train_json", None) and not getattr(args, "val_json", None):
         logger.warning("No --val-json: nothing will be evaluated.")
         cfg.DATASETS.TEST = ()
+    used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    cfg.PSIS.DATA_FILES = [[name, *paths] for name, paths in files.items() if name in used]
 
 
-def check_classes(cfg: CfgNode) -> None:
-    """All data sets of a config must have the model's number of classes, and the same ones.
-
-    With ``PSIS.CATEGORY_MAP``, they may have others that it leads to the model's.
-
-    Raises:
-        UserError: if not.
-    """
-    if cfg.PSIS.CATEGORY_MAP:
-        _check_mapped_classes(cfg)
-        return
-    first = None
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = list(MetadataCatalog.get(name).get("thing_classes", []))
-        if not classes:  # known only once it has been read
-            continue
-        if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise UserError(
-                f"The data set {name} has {len(classes)} classes, the model "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES to the former."
-            )
-        if first is not None and classes != first[1]:
-            differing = [f"{a} / {b}" for a, b in zip(first[1], classes, strict=True) if a != b]
-            raise UserError(
-                f"The data sets {first[0]} and {name} name their classes differently "
-                f"({', '.join(differing[:5])}); make their categories agree."
-            )
-        first = first or (name, classes)
-
-
-def _check_mapped_classes(cfg: CfgNode) -> None:
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    if not names:
-        return
-    num_classes = len(get_model_class_names(cfg))
-    if num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise UserError(
-            f"The data set {names[0]} gives the model {num_classes} classes, but it has "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set MODEL.ROI_HEADS.NUM_CLASSES to the former."
-        )
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PartialRPN":
-        raise UserError(
-            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} would take objects "
-            "that are not annotated for background; use PartialRPN with PSIS.CATEGORY_MAP."
-        )
-    for name in names:
-        get_model_class_ids(cfg, name)  # says what is wrong with the map
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def prepare_data(cfg: CfgNode, training: bool = True) -> None:
-    """Make what a config needs and what is not there yet: data sets, GrabCut masks, shape priors.
+    """Make what a config needs and is not there: data sets, GrabCut masks, what its head prepares.
 
-    Called once before several processes start, which would otherwise each make them.
+    All data is read and checked first. Called once before several processes start, which would
+    otherwise each make them.
 
     Args:
         cfg: the config.
         training: whether the run will train.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        prepare_dataset(name)
-    if training and cfg.PSIS.MISSING_MASKS != "none":
-        get_training_dicts(cfg)
+    check_data(cfg, training)
     if training:
-        prepare_shape_priors(cfg)
+        prepare_mask_head(cfg)
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Output folder, loggers, seeds: Detectron2's set-up, and a logger of our own.
 
-    What ``TEST.EXPECTED_RESULTS`` says of boxes that ``TEST.BOXES`` leaves out goes from ``cfg``.
+    What ``TEST.EXPECTED_RESULTS`` says of other data, and of boxes that ``TEST.BOXES`` leaves out,
+    goes from ``cfg``.
+
+    Raises:
+        UserError: ``OUTPUT_DIR`` cannot be written to.
     """
+    # The expectations are those of the file; Detectron2 logs its text.
+    args = argparse.Namespace(**vars(args) | {"config_file": find_config_file(args.config_file)})
+    told = settle_expectations(cfg, args)
+    if comm.is_main_process() and "://" not in cfg.OUTPUT_DIR:
+        try:
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to ({error.strerror or error}); "
+                "choose another OUTPUT_DIR."
+            ) from error
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psis_d2")
-    if left_out := _leave_out_unmeasured(cfg):
-        logger.warning(
-            "TEST.BOXES %s does not measure %s: these TEST.EXPECTED_RESULTS are not verified.",
-            cfg.TEST.BOXES,
-            ", ".join(left_out),
-        )
-
-
-def _leave_out_unmeasured(cfg: CfgNode) -> list[str]:
-    """Take rows about the other kind of boxes out of ``TEST.EXPECTED_RESULTS``; their tasks."""
-    other_kind = {"detected": True, "gt": False}.get(cfg.TEST.BOXES)  # of given boxes or not
-    expected = cfg.TEST.EXPECTED_RESULTS
-    left_out = [row for row in expected if ("gtbox" in row[0]) is other_kind]
-    if left_out:
-        cfg.defrost()
-        cfg.TEST.EXPECTED_RESULTS = [row for row in expected if row not in left_out]
-        cfg.freeze()
-    return [row[0] for row in left_out]
+    for sentence in told:
+        logger.warning(sentence)

@@ -1,9 +1,11 @@
 """The split of a checkpoint, for an evaluation of it."""
 
+import argparse
 import os
 from collections.abc import Mapping
 
-from psis_d2.data import get_class_names, seen_ids_for
+from psis_d2.data import seen_ids_for
+from psis_d2.data.classes import get_model_class_names
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.engine.checkpoint import Checkpointer, read_entry
 from psis_d2.engine.checkpoint.entry import seen_names
@@ -43,6 +45,35 @@ def adopt_split(cfg: CfgNode, resume: bool = False, chosen: bool = False) -> Cfg
     return with_split_of(cfg, entry)
 
 
+def with_classes_of_checkpoint(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a run; an evaluation on data of one's own takes the checkpoint's classes.
+
+    The categories of ``--val-json`` are then matched by name, and may be some of them in any order.
+
+    Args:
+        args: those of :func:`psis_d2.engine.train.train`. Nothing is changed unless they ask for an
+            evaluation on ``--val-json`` and name the checkpoint, but no ``PSIS.CLASSES``.
+    """
+    opts = [str(opt) for opt in args.opts or ()]
+    chosen = dict(zip(opts[::2], opts[1::2], strict=False))
+    if not args.eval_only or not args.val_json or args.train_json or "PSIS.CLASSES" in chosen:
+        return args
+    path = chosen.get("MODEL.WEIGHTS", "")
+    if args.resume and chosen.get("OUTPUT_DIR"):
+        resumed = Checkpointer(torch.nn.Identity(), chosen["OUTPUT_DIR"]).get_checkpoint_file()
+        path = resumed or path
+    try:
+        names = read_entry(path).get("class_names") if path else None
+    except UserError:  # what is wrong is said when it is loaded
+        names = None
+    if not names:
+        return args
+    classes = ["PSIS.CLASSES", str(names), "DATASETS.TRAIN", "[]"]
+    for node in ("MODEL.ROI_HEADS", "MODEL.RETINANET"):
+        classes += [f"{node}.NUM_CLASSES", str(len(names))]
+    return argparse.Namespace(**vars(args) | {"opts": classes + opts})
+
+
 def with_split_of(cfg: CfgNode, entry: Mapping) -> CfgNode:
     """The config of an evaluation under the split that a checkpoint was trained with.
 
@@ -77,13 +108,10 @@ def with_split_of(cfg: CfgNode, entry: Mapping) -> CfgNode:
 
 
 def _classes(cfg: CfgNode) -> list[str]:
-    """The model's classes, of the first data set that is there."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        try:
-            return get_class_names(name)
-        except UserError:  # a trained model is evaluated also where its training data is not
-            continue
-    return []
+    try:
+        return get_model_class_names(cfg)
+    except UserError:
+        return []
 
 
 def _means(split: str, classes: list[str], wanted: list[str]) -> bool:

@@ -1,31 +1,20 @@
 """Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
 
-import itertools
 import logging
-import os
 import weakref
 from collections import OrderedDict
 
-from psis_d2.data.build import (
-    build_test_loader,
-    build_train_loader,
-    get_dataset_dicts,
-    get_model_class_ids,
-    seen_ids_for,
-)
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import cached_grabcut_masks
-from psis_d2.data.supervision import restrict_masks
+from psis_d2.config_rules import check_config
+from psis_d2.data.loader import build_test_loader, build_train_loader
+from psis_d2.data.training_set import seen_ids_for
 from psis_d2.engine.checkpoint import Checkpointer
-from psis_d2.engine.given_boxes import BoxShrink, GivenBoxModel, ShrunkBoxModel
-from psis_d2.engine.grabcut import GrabCutModel
+from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.guard import GuardedTraining, SaveBeforeEvaluation
 from psis_d2.engine.non_finite import checked
-from psis_d2.engine.solver import build_optimizer
+from psis_d2.engine.solver import build_optimizer, keeping_settings
 from psis_d2.engine.stages import PARTS, train_only
-from psis_d2.errors import UserError, check_choice
-from psis_d2.evaluation import GivenBoxEvaluator, PartialCOCOEvaluator
-from psis_d2.evaluation.base import write_json
+from psis_d2.errors import UserError
+from psis_d2.evaluation import build_evaluator, evaluate
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -37,14 +26,10 @@ from detectron2.engine import (
     TrainerBase,
 )
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
-
-TEST_MASKS = ("model", "grabcut")
-TEST_BOXES = {"detected": ("detected",), "gt": ("gt",), "both": ("detected", "gt")}
 
 
 class SeedEachIteration(HookBase):
@@ -139,7 +124,16 @@ class Trainer(GuardedTraining, DefaultTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         """The counterpart of :meth:`state_dict`."""
         TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        with keeping_settings(self._trainer.optimizer):
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def train(self) -> OrderedDict | None:
+        """Train, and verify the last evaluation, whose results the main process returns."""
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        if not comm.is_main_process() or not hasattr(self, "_last_eval_results"):
+            return None
+        verify_expected(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def build_hooks(self):
         """Detectron2's, after one that seeds every iteration; one that saves before evaluation."""
@@ -151,7 +145,12 @@ class Trainer(GuardedTraining, DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """The model on its device, laid out for that device's convolutions."""
+        """The model on its device, laid out for that device's convolutions.
+
+        Raises:
+            UserError: a value of the config is misspelled, out of range or without effect.
+        """
+        check_config(cfg)
         model = super().build_model(cfg)
         # What oneDNN computes in; NCHW weights and maps it would reorder call by call.
         on_cpu = cfg.MODEL.DEVICE == "cpu"
@@ -174,78 +173,13 @@ class Trainer(GuardedTraining, DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, boxes: str = "detected", shrunk: bool = False):
-        """The evaluator of one data set, for detected or given boxes."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_"))
-        kind = GivenBoxEvaluator if boxes == "gt" else PartialCOCOEvaluator
-        seen_ids, class_ids = seen_ids_for(cfg), get_model_class_ids(cfg, dataset_name)
-        if class_ids is not None:
-            seen_ids = [own for own, class_id in enumerate(class_ids) if class_id in seen_ids]
-        return kind(
-            dataset_name=dataset_name,
-            seen_ids=seen_ids,
-            output_dir=os.path.join(folder, "shrunk_boxes") if shrunk else folder,
-            max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
-            class_ids=class_ids,
-            overlap=cfg.TEST.OVERLAP,
-        )
+        """See :func:`psis_d2.evaluation.run.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name, boxes, shrunk)
 
     @classmethod
     def test(cls, cfg, model, evaluators=None) -> OrderedDict:
-        """Evaluate on ``DATASETS.TEST``: boxes as ``TEST.BOXES`` says, masks as ``TEST.MASKS``.
-
-        With ``TEST.BOX_SHRINK`` below 1 everything is measured once more, in shrunk boxes; the
-        names of these tasks begin with ``shrunk_``.
-
-        Returns:
-            {task: {metric: value}}; with several data sets {data set: {task: {...}}}. The same is
-            written to ``OUTPUT_DIR/results.json``.
-        """
-        check_choice("TEST.BOXES", cfg.TEST.BOXES, TEST_BOXES)
-        check_choice("TEST.MASKS", cfg.TEST.MASKS, TEST_MASKS)
-        shrinks = [None]
-        if cfg.TEST.BOX_SHRINK != 1.0:
-            shrinks.append(BoxShrink(cfg.TEST.BOX_SHRINK, cfg.TEST.BOX_SHRINK_SEED))
-        results = OrderedDict()
-        for name in cfg.DATASETS.TEST:
-            of_dataset = results[name] = OrderedDict()
-            for boxes, shrink in itertools.product(TEST_BOXES[cfg.TEST.BOXES], shrinks):
-                loader = build_test_loader(cfg, name, with_boxes=boxes == "gt")
-                tested = model
-                if boxes == "gt":
-                    tested = GivenBoxModel(model, shrink)
-                elif shrink:
-                    tested = ShrunkBoxModel(model, shrink)
-                if cfg.TEST.MASKS == "grabcut":
-                    annotated = boxes == "gt" and not shrink
-                    tested = build_grabcut_model(cfg, tested, name, annotated)
-                evaluator = cls.build_evaluator(cfg, name, boxes, shrunk=shrink is not None)
-                tasks = inference_on_dataset(tested, loader, evaluator) or {}
-                prefix = "shrunk_" if shrink else ""
-                of_dataset.update({f"{prefix}{task}": x for task, x in tasks.items()})
-        if len(results) == 1:
-            results = next(iter(results.values()))
-        if comm.is_main_process() and results:
-            write_json(f"{cfg.OUTPUT_DIR}/results.json", results, indent=1)
-        return results
-
-
-def build_grabcut_model(
-    cfg, model: torch.nn.Module, name: str, annotated_boxes: bool
-) -> GrabCutModel:
-    """The model with GrabCut's masks; those of annotated boxes come from the cache.
-
-    Args:
-        cfg: the config.
-        model: its model, wrapped for given boxes if they are.
-        name: the data set that is evaluated.
-        annotated_boxes: whether the model's boxes are the annotations' as they are.
-    """
-    masks = None
-    if annotated_boxes:
-        dicts = get_dataset_dicts(name)
-        restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
-        masks = cached_grabcut_masks(cfg, dicts, name)
-    return GrabCutModel(model, GrabCut.from_config(cfg), masks, cfg.PSIS.GRABCUT.THREADS)
+        """See :func:`psis_d2.evaluation.run.evaluate`; `evaluators` is Detectron2's, unused."""
+        return evaluate(cfg, model, cls.build_evaluator)
 
 
 def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:
@@ -276,10 +210,11 @@ def build_checkpointer(
         may_lack, trust, allow_random, checkpointables: see :class:`Checkpointer`.
     """
     names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
+    known = MetadataCatalog.get(names[0]).get("thing_classes", []) if names else []
     return Checkpointer(
         model,
         cfg.OUTPUT_DIR,
-        class_names=MetadataCatalog.get(names[0]).get("thing_classes", []) if names else [],
+        class_names=cfg.PSIS.CLASSES or known,
         seen_ids=seen_ids_for(cfg) if names else [],
         cfg=cfg,
         skip_mismatched=cfg.PSIS.SKIP_MISMATCHED_WEIGHTS,

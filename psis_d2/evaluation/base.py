@@ -5,21 +5,24 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from psis_d2.errors import UserError
 from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
+from psis_d2.evaluation.predictions import ImagePredictions
 from psis_d2.files import written_at_once
 
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
 
 class PredictionCollector(DatasetEvaluator, ABC):
-    """An evaluator that keeps every image's predictions in COCO's result format.
+    """An evaluator that keeps every image's predictions, masks run-length encoded.
+
+    ``output_dir`` gets a json of them in COCO's result format, with the annotation file's ids of
+    categories and images. A data set without annotations gets that and no results.
 
     Args:
         dataset_name: a registered COCO-format data set.
@@ -30,7 +33,11 @@ class PredictionCollector(DatasetEvaluator, ABC):
         class_ids: the model's class of every category of the data set (None for one that it has
             not), where these are not the same; predictions of other classes do not count.
         overlap: measure masks again on the objects of at least this overlap, 0 for not.
+        crowds: see :func:`~psis_d2.data.records.usable_records`.
     """
+
+    file_name: str
+    """Of the predictions."""
 
     def __init__(
         self,
@@ -42,12 +49,14 @@ class PredictionCollector(DatasetEvaluator, ABC):
         max_dets: int = 100,
         class_ids: Sequence[int | None] | None = None,
         overlap: float = 0.0,
+        crowds: str = "ignore",
     ):
         self.dataset_name = dataset_name
         self.seen_ids = sorted(seen_ids)
         self.output_dir = output_dir
         self.distributed = distributed
         self.max_dets = max_dets
+        self.crowds = crowds
         if not 0 <= overlap <= 1:
             raise UserError(
                 f"TEST.OVERLAP is {overlap}; give a share of the box, up to 1, or 0 for no table."
@@ -72,21 +81,10 @@ class PredictionCollector(DatasetEvaluator, ABC):
         """
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            if instances.has("pred_masks"):
-                # NumPy 2 warns about every tensor that Detectron2 makes an array of.
-                instances.pred_masks = instances.pred_masks.numpy()
-            records = self.to_records(instances, item["image_id"])
+            found = ImagePredictions.from_instances(instances, item["image_id"])
             if self.own_ids is not None:
-                records = [
-                    {**record, "category_id": self.own_ids[record["category_id"]]}
-                    for record in records
-                    if record["category_id"] in self.own_ids
-                ]
-            self._of_image[item["image_id"]] = records
-
-    def to_records(self, instances, image_id) -> list[dict]:
-        """One image's predictions as dicts in COCO's result format, categories contiguous."""
-        return instances_to_coco_json(instances, image_id)
+                found = found.of_categories(self.own_ids)
+            self._of_image[item["image_id"]] = found
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """The results of all processes' predictions.
@@ -105,19 +103,31 @@ class PredictionCollector(DatasetEvaluator, ABC):
                 return {}
             # By image, so that one that two processes saw does not count twice.
             of_image = {key: value for part in gathered for key, value in part.items()}
-        truth = load_ground_truth(self.dataset_name)
-        records = [record for part in of_image.values() for record in part]
-        truth.check_predictions(records)
+        truth = load_ground_truth(self.dataset_name, self.crowds)
+        predictions = list(of_image.values())
+        truth.check_predictions(predictions)
         if len(of_image) < len(truth.image_sizes):
             logger.warning(
                 "%s: predictions for %d of %d images; the objects of the others count as missed.",
                 *(self.dataset_name, len(of_image), len(truth.image_sizes)),
             )
-        return self.evaluate_records(truth, records)
+        if self.output_dir:
+            path = os.path.join(self.output_dir, self.file_name)
+            write_predictions(path, predictions, truth.json_ids)
+        if not truth.annotated:
+            logger.info(
+                "%s has no annotations, so nothing is measured; its predictions are %s.",
+                self.dataset_name,
+                path if self.output_dir else "not written, as there is no output folder",
+            )
+            return {}
+        return self.evaluate_predictions(truth, predictions)
 
     @abstractmethod
-    def evaluate_records(self, truth: GroundTruth, records: list[dict]) -> dict:
-        """The results of predictions that :meth:`to_records` made. On the main process only."""
+    def evaluate_predictions(
+        self, truth: GroundTruth, predictions: list[ImagePredictions]
+    ) -> dict[str, dict[str, float]]:
+        """The results of predictions whose classes are categories. On the main process only."""
 
     def groups(self, truth: GroundTruth) -> dict[str, list[int]]:
         """:func:`class_groups` of the categories that the model has."""
@@ -168,6 +178,25 @@ def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[
         del groups[name]
         logger.info("No category is %s, so there are no results on %s ones.", name, name)
     return groups
+
+
+def write_predictions(
+    path: str, predictions: Iterable[ImagePredictions], json_ids: Sequence[int]
+) -> None:
+    """Write predictions in COCO's result format, an image at a time, or nothing at all.
+
+    Args:
+        path: of the json.
+        predictions: classes being contiguous category ids.
+        json_ids: category id in the annotation file, by contiguous id.
+    """
+    with written_at_once(path) as file:
+        separator = "["
+        for of_image in predictions:
+            if records := of_image.records(json_ids):
+                file.write(separator + json.dumps(_plain(records), allow_nan=False)[1:-1])
+                separator = ", "
+        file.write("[]" if separator == "[" else "]")
 
 
 def write_json(path: str, content, indent: int | None = None) -> None:

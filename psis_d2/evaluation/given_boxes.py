@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from psis_d2.evaluation.base import PredictionCollector, class_groups
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region, load_ground_truth
+from psis_d2.evaluation.names import short_name
+from psis_d2.evaluation.predictions import ImagePredictions
 from psis_d2.evaluation.tables import category_rows, format_results, format_rows
 
 import numpy as np
@@ -40,26 +42,20 @@ class GivenBoxEvaluator(PredictionCollector):
     effect here.
     """
 
-    def to_records(self, instances, image_id) -> list[dict]:
-        """One image's predictions, which must have ``gt_ids`` (int [N], annotation ids)."""
-        records = super().to_records(instances, image_id)
-        ids = instances.gt_ids.tolist() if records else []
-        return [{**record, "id": i} for record, i in zip(records, ids, strict=True)]
+    file_name = "given_box_results.json"
 
-    def evaluate_records(self, truth: GroundTruth, records: list[dict]) -> dict:
-        """See :class:`~psis_d2.evaluation.base.PredictionCollector`."""
-        self.save(
-            "given_box_results.json",
-            [{**r, "category_id": truth.json_ids[r["category_id"]]} for r in records],
-        )
+    def evaluate_predictions(self, truth: GroundTruth, predictions: list[ImagePredictions]) -> dict:
+        """See :class:`~psis_d2.evaluation.base.PredictionCollector`; they have annotation ids."""
         if not truth.log_masks():
             return OrderedDict()
+        number = sum(map(len, predictions))
         masks = {
-            (record["image_id"], record["id"]): record["segmentation"]
-            for record in records
-            if "segmentation" in record
+            (part.image_id, key): mask
+            for part in predictions
+            if part.has_masks
+            for key, mask in zip(part.ids.tolist(), part.masks(), strict=True)
         }
-        if records and not masks:
+        if number and not masks:
             logger.warning("The model predicts boxes only, so masks are not measured.")
             return OrderedDict()
         ious, lost = mask_ious(truth, masks)
@@ -78,11 +74,11 @@ class GivenBoxEvaluator(PredictionCollector):
         }
         rows = category_rows(truth, self.seen_ids, of_category)
         self.save(
-            f"metrics_{self.dataset_name}_given_boxes.json",
+            f"metrics_{short_name(self.dataset_name)}_given_boxes.json",
             {
                 "dataset": self.dataset_name,
                 "images": len(truth.image_sizes),
-                "predictions": len(records),
+                "predictions": number,
                 "results": results,
                 "categories": rows,
             },

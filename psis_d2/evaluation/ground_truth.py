@@ -1,17 +1,18 @@
 """The ground truth as evaluation sees it: every instance has a box, some have a mask."""
 
-import json
 import logging
+import os
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from psis_d2.data.build import get_class_names, get_dataset_dicts
+from psis_d2.data.catalog import get_class_names, get_dataset_dicts, prepare_dataset
 from psis_d2.errors import UserError
+from psis_d2.evaluation.predictions import ImagePredictions
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ class GroundTruth:
         annotations: dicts with ``image_id``, ``id`` (as in the file), ``category_id``
             (contiguous), ``bbox`` (XYWH pixels), ``area`` (pixels), ``iscrowd`` (0 or 1), and, only
             where there is a usable mask, ``segmentation`` (compressed RLE).
+        annotated: False where there is no annotation at all, as for COCO's test-dev.
+        absent: of LVIS, {image id: categories (contiguous) that the image has none of}. What is
+            neither annotated nor absent in an image was not looked for there. None elsewhere.
+        not_exhaustive: of LVIS, {image id: categories of which not every object is annotated}.
     """
 
     dataset_name: str
@@ -38,6 +43,9 @@ class GroundTruth:
     json_ids: list[int]
     image_sizes: dict
     annotations: list[dict]
+    annotated: bool = True
+    absent: dict[int | str, frozenset[int]] | None = None
+    not_exhaustive: dict[int | str, frozenset[int]] = field(default_factory=dict)
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances and instances with a mask, each int [C] by category. Crowds do not count."""
@@ -103,66 +111,132 @@ class GroundTruth:
             }
         return found
 
-    def check_predictions(self, detections: list[dict]) -> None:
+    def check_predictions(self, predictions: Iterable[ImagePredictions]) -> None:
         """Make sure that predictions are of this data set's images, sizes and categories.
 
         The COCO code gives masks of different sizes no overlap and says nothing.
 
         Args:
-            detections: COCO-format results with contiguous category ids.
+            predictions: classes being contiguous category ids.
 
         Raises:
             UserError: they are not.
         """
-        for detection in detections:
-            image_id = detection["image_id"]
+        for of_image in predictions:
+            if not len(of_image):
+                continue
+            image_id = of_image.image_id
             if image_id not in self.image_sizes:
                 raise UserError(
                     f"There are predictions for image {image_id}, which the annotation file of "
                     f"{self.dataset_name} does not list; evaluate on the data set that was loaded."
                 )
-            if detection["category_id"] >= len(self.class_names):
+            if (largest := of_image.classes.max()) >= len(self.class_names):
                 raise UserError(
-                    f"The model predicts category number {detection['category_id']}, but "
+                    f"The model predicts category number {largest}, but "
                     f"{self.dataset_name} has only {len(self.class_names)} categories (counted "
                     "from 0); use the model's own data set or number of classes."
                 )
-            if "segmentation" not in detection:
-                continue
-            predicted, listed = detection["segmentation"]["size"], self.image_sizes[image_id]
-            if tuple(predicted) != listed:
+            listed = self.image_sizes[image_id]
+            if of_image.size is not None and tuple(of_image.size) != listed:
+                height, width = of_image.size
                 raise UserError(
-                    f"Image {image_id} of {self.dataset_name} is {predicted[1]}x{predicted[0]} "
+                    f"Image {image_id} of {self.dataset_name} is {width}x{height} "
                     f"pixels, but its annotation file says {listed[1]}x{listed[0]}; correct "
                     "'width' and 'height' there."
                 )
 
 
-def load_ground_truth(dataset_name: str) -> GroundTruth:
-    """Read the annotations of a registered data set.
+@dataclass
+class _Known:
+    """What was read of a data set: a stamp of its file, its dicts, its ground truth once made."""
+
+    stamp: tuple | None
+    dicts: list[dict]
+    truth: GroundTruth | None = None
+
+
+_known: dict[tuple[str, str], _Known] = {}
+
+
+def read_dicts(dataset_name: str, crowds: str = "ignore") -> list[dict]:
+    """The dicts of a data set that is evaluated on, read once for all who need them in a process.
+
+    A json that has changed is read again; what other data sets register is read every time.
+
+    Args:
+        dataset_name: a registered data set.
+        crowds: see :func:`~psis_d2.data.records.usable_records`.
+
+    Returns:
+        What :func:`psis_d2.data.get_dataset_dicts` returns, which no one may change: see
+        :func:`copy_dicts`.
 
     Raises:
         UserError: the data cannot be read.
     """
-    records = get_dataset_dicts(dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
+    key, stamp = (dataset_name, crowds), _stamp(dataset_name)
+    known = _known.get(key)
+    if known is None or stamp is None or known.stamp != stamp:
+        known = _known[key] = _Known(stamp, get_dataset_dicts(dataset_name, crowds))
+    return known.dicts
+
+
+def copy_dicts(dicts: list[dict]) -> list[dict]:
+    """Dataset dicts with annotations that can be changed; boxes and masks are shared."""
+    return [
+        {**record, "annotations": [dict(a) for a in record.get("annotations", ())]}
+        for record in dicts
+    ]
+
+
+def load_ground_truth(dataset_name: str, crowds: str = "ignore") -> GroundTruth:
+    """The annotations of a registered data set, read and encoded once in a process.
+
+    Args:
+        dataset_name: the data set.
+        crowds: see :func:`~psis_d2.data.records.usable_records`.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    records = read_dicts(dataset_name, crowds)
+    known = _known[dataset_name, crowds]
+    if known.truth is None:
+        known.truth = _encode_all(dataset_name, records)
+    return known.truth
+
+
+def _stamp(dataset_name: str) -> tuple | None:
+    """What changes with a data set's json, None if it has none on this machine."""
+    json_file = prepare_dataset(dataset_name).get("json_file")
+    if json_file is None or not os.path.isfile(json_file):
+        return None
+    stat = os.stat(json_file)
+    return json_file, stat.st_mtime_ns, stat.st_size
+
+
+def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
     class_names = get_class_names(dataset_name)
-    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     if to_contiguous is None:
         to_contiguous = {i: i for i in range(len(class_names))}
-    areas = _listed_areas(metadata.get("json_file"))
-    annotations = []
-    for record in records:
-        for raw in record.get("annotations", ()):
-            annotation = _encode(raw, record)
-            annotation["area"] = areas.get((record["image_id"], raw["id"])) or _area(annotation)
-            annotations.append(annotation)
+
+    def by_image(key: str) -> dict[int | str, frozenset[int]]:
+        return {record["image_id"]: frozenset(record.get(key, ())) for record in records}
+
+    of_lvis = any("neg_category_ids" in record for record in records)
     return GroundTruth(
         dataset_name=dataset_name,
         class_names=class_names,
         json_ids=sorted(to_contiguous, key=to_contiguous.get),
         image_sizes={record["image_id"]: (record["height"], record["width"]) for record in records},
-        annotations=annotations,
+        annotations=[
+            _encode(raw, record) for record in records for raw in record.get("annotations", ())
+        ],
+        annotated=any(record.get("annotations") for record in records),
+        absent=by_image("neg_category_ids") if of_lvis else None,
+        not_exhaustive=by_image("not_exhaustive_category_ids") if of_lvis else {},
     )
 
 
@@ -181,23 +255,6 @@ def box_region(bbox: list[float], height: int, width: int) -> dict:
     return mask_util.frPyObjects(boxes, height, width)[0]
 
 
-def _listed_areas(json_file: str | None) -> dict[tuple, float]:
-    """{(image id, annotation id): area} of an annotation file, where it is a positive number.
-
-    COCO sorts objects into small, medium and large by the area that the file lists, which differs a
-    little from the number of pixels.
-    """
-    if json_file is None:
-        return {}
-    with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
-        listed = json.load(file)["annotations"]
-    return {
-        (annotation["image_id"], annotation["id"]): annotation["area"]
-        for annotation in listed
-        if isinstance(annotation.get("area"), (int, float)) and annotation["area"] > 0
-    }
-
-
 def _encode(raw: dict, record: dict) -> dict:
     """A standard annotation with an XYWH box and, if it has a mask, an RLE."""
     annotation = {
@@ -214,6 +271,7 @@ def _encode(raw: dict, record: dict) -> dict:
         )
     elif mask is not None:
         annotation["segmentation"] = mask
+    annotation["area"] = raw.get("area") or _area(annotation)
     return annotation
 
 

@@ -25,7 +25,8 @@ class PooledConvBoxHead(nn.Module):
     Args:
         input_shape: shape of the pooled features (channels, S, S).
         num_convs: how many convolutions.
-        max_dim: each doubles the channels, up to so many (OPMask's: 256, 512, 1024, 1024, 1024).
+        max_dim: each doubles the channels, up to this number (OPMask's: 256, 512, 1024, 1024,
+            1024).
         norm: Detectron2 norm name, "" for none.
     """
 

@@ -9,14 +9,14 @@ Legend: N instances, B images, H x W cells, D = 4 directions.
 
 from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.losses import dice_loss
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TO_LAB = {"BGR": cv2.COLOR_BGR2Lab, "RGB": cv2.COLOR_RGB2Lab}
+_TO_LAB = {"BGR": "COLOR_BGR2Lab", "RGB": "COLOR_RGB2Lab"}  # of OpenCV
 
 
 def box_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
@@ -95,7 +95,9 @@ def lab_image(image: Tensor, image_format: str, stride: int) -> Tensor:
     # Cells that are cut off are averaged over what there is of them.
     cells = F.avg_pool2d(image[None].float(), stride, ceil_mode=True)[0] / 255
     colors = np.ascontiguousarray(cells.permute(1, 2, 0).numpy())
-    return torch.from_numpy(cv2.cvtColor(colors, _TO_LAB[image_format])).permute(2, 0, 1)
+    cv2 = require("cv2")
+    conversion = getattr(cv2, _TO_LAB[image_format])
+    return torch.from_numpy(cv2.cvtColor(colors, conversion)).permute(2, 0, 1)
 
 
 def directions(dilation: int) -> list[tuple[int, int]]:

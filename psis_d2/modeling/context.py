@@ -9,7 +9,7 @@ Legend: R regions of the whole batch, S sampled proposals, C channels, P pooler 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from psis_d2.modeling.mask_targets import box_cells, crop_images, crop_masks
+from psis_d2.modeling.mask_targets import cells_in_boxes, crop_images, crop_masks
 
 import torch
 from detectron2.layers import cat
@@ -48,19 +48,23 @@ class RegionContext:
     pool: Callable[[list[Boxes]], Tensor]
     """Pools any other boxes (one `Boxes` an image, input pixels) from the same feature maps."""
     box_predictor: nn.Module | None = None
-    """The detector's live box predictor, for heads that read its weights and say so by
-    ``needs_box_predictor``; None behind a one-stage detector."""
+    """The detector's box predictor itself, for heads with ``needs.box_predictor``; None behind a
+    one-stage detector."""
     box_features: Tensor | None = None
     """float [R, D, S, S], the box head's feature maps of the regions' boxes, before its pooling;
-    for heads with ``needs_box_features``."""
+    for heads with ``needs.box_features``."""
     targets: list[Instances] | None = None
     """Training: the images' annotations, with ``gt_masks`` where there are masks."""
     sampled: SampledRegions | None = None
-    """Training, and only for heads with ``uses_sampled``."""
+    """Training, and only for heads with ``needs.sampled``."""
     wide_frames: list[Boxes] | None = None
-    """What features and masks cover, for heads with ``looks_around``; else that is the boxes."""
+    """What features and masks cover, for heads with ``needs.wide_frames``; else that is the
+    boxes."""
     images: ImageList | None = None
-    """Training, and only for heads with ``uses_images``: the model's normalized input."""
+    """Training, and only for heads with ``needs.images``: the model's normalized input."""
+    all_annotated: bool = False
+    """Training: whether it is certain that every region has a mask, without asking ``has_mask``;
+    see :attr:`annotated`."""
 
     def __len__(self) -> int:
         """Number of regions R."""
@@ -96,6 +100,13 @@ class RegionContext:
             for regions, target in zip(self.regions, self.targets, strict=True)
         ]
 
+    @property
+    def annotated(self) -> "RegionContext":
+        """The context of the regions with a mask (training); these alone have mask targets."""
+        if self.all_annotated:
+            return self
+        return replace(self.select(self.has_mask), all_annotated=True)
+
     def select(self, keep: Tensor) -> "RegionContext":
         """The context of some of the regions; what is not a region's own stays as it is.
 
@@ -118,14 +129,22 @@ class RegionContext:
         )
 
     def mask_targets(self, size: int) -> Tensor:
-        """Annotated masks cut out by the regions' frames (training).
+        """Annotated masks cut out by the regions' frames, of :attr:`annotated` regions (training).
 
         Args:
             size: side of the target in cells.
 
         Returns:
-            float32 [R, size, size] of 0 and 1; rows without ``has_mask`` hold no information.
+            float32 [R, size, size] of 0 and 1.
+
+        Raises:
+            ValueError: the context may have regions without a mask, whatever it has this time.
         """
+        if not self.all_annotated:
+            raise ValueError(
+                "mask_targets: only regions with a mask have mask targets; ask context.annotated "
+                "for them, and take its rows of all else by context.has_mask."
+            )
         crops = [
             crop_masks(target.gt_masks.tensor, regions.gt_index, frames, size)
             for regions, target, frames in zip(self.regions, self.targets, self.frames, strict=True)
@@ -158,13 +177,13 @@ class RegionContext:
         """The cells of a region's frame that lie in its object's annotated box (training).
 
         Returns:
-            bool [R, size, size], see :func:`~psis_d2.modeling.mask_targets.box_cells`.
+            bool [R, size, size], see :func:`~psis_d2.modeling.mask_targets.cells_in_boxes`.
         """
         boxes, frames = (cat([x.tensor for x in y]) for y in (self.object_boxes, self.frames))
-        return box_cells(boxes, frames, size)
+        return cells_in_boxes(boxes, frames, size)
 
     def image_crops(self, size: int) -> Tensor:
-        """The images cut out by the regions' frames (training, heads with ``uses_images``).
+        """The images cut out by the regions' frames (training, heads with ``needs.images``).
 
         Returns:
             float32 [R, 3, size, size], normalized as the model's input.

@@ -31,14 +31,15 @@ class DetectionROIHeads(PartialROIHeads):
     @configurable
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        head = self.mask_head if self.mask_on else None
-        if head is not None and (head.needs_box_predictor or head.needs_box_features):
-            read = (
-                "weights of a box predictor" if head.needs_box_predictor else "maps of a box head"
-            )
+        if not self.mask_on:
+            return
+        needs = self.mask_head.needs
+        if needs.box_predictor or needs.box_features:
+            read = "weights of a box predictor" if needs.box_predictor else "maps of a box head"
             raise UserError(
-                f"{type(head).__name__} reads the {read}, and one-stage detectors have none; use "
-                "MODEL.ROI_HEADS.NAME PartialROIHeads with MODEL.PROPOSAL_GENERATOR.NAME RPN."
+                f"{type(self.mask_head).__name__} reads the {read}, and one-stage detectors have "
+                "none; use MODEL.ROI_HEADS.NAME PartialROIHeads with MODEL.PROPOSAL_GENERATOR.NAME "
+                "RPN."
             )
 
     @classmethod

@@ -48,7 +48,7 @@ def crop_images(images: Tensor, boxes: list[Boxes], size: int) -> Tensor:
 
 
 @torch.no_grad()
-def box_cells(boxes: Tensor, frames: Tensor, size: int) -> Tensor:
+def cells_in_boxes(boxes: Tensor, frames: Tensor, size: int) -> Tensor:
     """The cells of frames whose centers lie in boxes, edges included.
 
     Args:
@@ -102,7 +102,7 @@ def shrink_masks(masks: Tensor, stride: int, size: tuple[int, int], at_a_time: i
         masks: bool [G, height, width].
         stride: side of a cell in pixels.
         size: (H, W) of the grid; cells outside the image are empty.
-        at_a_time: so many masks are converted to float32 in full resolution at once.
+        at_a_time: number of masks that are converted to float32 in full resolution at once.
 
     Returns:
         float32 [G, H, W] in [0, 1]; cells that the image's edge cuts count what there is of them.

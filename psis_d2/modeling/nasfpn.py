@@ -22,7 +22,9 @@ class MergingCell:
     """Merges two maps into a new one, of the size of a pyramid level."""
 
     name: str
+    """By which later cells refer to the result."""
     level: int
+    """Of the pyramid, whose size the result has."""
     operation: str
     """"sum" or "attention", see :func:`merge`."""
     inputs: tuple[str, str]

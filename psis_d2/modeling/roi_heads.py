@@ -5,9 +5,8 @@ a mask, cut from sampled proposals, annotated boxes or jittered annotated boxes 
 methods), in one typed :class:`~psis_d2.modeling.context.RegionContext`.
 """
 
-from dataclasses import replace
-
-from psis_d2.errors import UserError, check_choice
+from psis_d2.errors import check_choice
+from psis_d2.modeling.box_maps import BoxMaps
 from psis_d2.modeling.context import RegionContext, SampledRegions
 
 import torch
@@ -56,7 +55,8 @@ class PartialROIHeads(StandardROIHeads):
     Args:
         mask_train_boxes: "proposals", "gt" or "jittered_gt".
         box_jitter_std: see :func:`jitter_boxes`.
-        mask_boxes_per_image: of annotated boxes at most so many train the mask head, 0 = all.
+        mask_boxes_per_image: the largest number of annotated boxes that train the mask head, 0 =
+            all.
         **kwargs: see Detectron2's ``StandardROIHeads``.
     """
 
@@ -75,9 +75,9 @@ class PartialROIHeads(StandardROIHeads):
         self.box_jitter_std = box_jitter_std
         self.mask_boxes_per_image = mask_boxes_per_image
         if self.mask_on:
-            self.mask_pooler.canonical_box_size = self.mask_head.canonical_frame
-            if self.box_head is not None and self.mask_head.needs_box_features:
-                self._check_box_head()
+            self.mask_pooler.canonical_box_size = self.mask_head.needs.canonical_frame
+            if self.box_head is not None and self.mask_head.needs.box_features:
+                BoxMaps(self).check()
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -99,57 +99,17 @@ class PartialROIHeads(StandardROIHeads):
             detections = self._forward_box(features, proposals)
             return self.forward_with_given_boxes(features, detections), {}
         sampled = self.label_and_sample_proposals(proposals, targets)
-        if self.mask_on and self.mask_head.needs_box_features:
+        trains_boxes = self._uses_box_branch()
+        if self.mask_on and self.mask_head.needs.box_features:
             context = self._training_context(images, features, sampled, targets)
-            losses, context = self._forward_box_with_maps(features, sampled, context)
-            losses.update(self.mask_head(context))
-            return sampled, losses
-        losses = self._forward_box(features, sampled) if self._uses_box_branch() else {}
+            kept = cat(self._kept(sampled)) if self.mask_train_boxes == "proposals" else None
+            losses, context = BoxMaps(self).train(features, sampled, context, kept, trains_boxes)
+            return sampled, losses | self.mask_head(context)
+        losses = self._forward_box(features, sampled) if trains_boxes else {}
         if self.mask_on:
             context = self._training_context(images, features, sampled, targets)
             losses.update(self.mask_head(context))
         return sampled, losses
-
-    def _check_box_head(self) -> None:
-        if not hasattr(self.box_head, "maps"):
-            raise UserError(
-                f"{type(self.mask_head).__name__} reads feature maps of the box head, and "
-                f"{type(self.box_head).__name__} has none before a pooling; set "
-                "MODEL.ROI_BOX_HEAD.NAME PooledConvBoxHead."
-            )
-        if self.train_on_pred_boxes:
-            raise UserError(
-                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES True moves the boxes after the box head, "
-                f"whose feature maps of them {type(self.mask_head).__name__} reads; set it to "
-                "False."
-            )
-
-    def _box_maps(self, features: dict[str, Tensor], *groups: list[Boxes]) -> list[Tensor]:
-        """The box head's feature maps [R, D, S, S] of groups of boxes (one entry an image).
-
-        All of them in one pass: batch norm would give each group statistics of its own, and test
-        with a mixture of them.
-        """
-        pairs = list(zip(*groups, strict=True))
-        boxes = [Boxes.cat(list(of_image)) for of_image in pairs]
-        pooled = self.box_pooler([features[name] for name in self.box_in_features], boxes)
-        parts = self.box_head.maps(pooled).split([len(x) for of_image in pairs for x in of_image])
-        return [cat(parts[k :: len(groups)]) for k in range(len(groups))]
-
-    def _forward_box_with_maps(
-        self, features: dict[str, Tensor], sampled: list[Instances], context: RegionContext
-    ) -> tuple[dict[str, Tensor], RegionContext]:
-        """Losses of the box branch, and the context with the maps that both branches share."""
-        trains_boxes = self._uses_box_branch()
-        regions_are_samples = trains_boxes and self.mask_train_boxes == "proposals"
-        groups = [[x.proposal_boxes for x in sampled]] if trains_boxes else []
-        maps = self._box_maps(features, *groups, *([] if regions_are_samples else [context.boxes]))
-        losses = {}
-        if trains_boxes:
-            predictions = self.box_predictor(self.box_head.pool(maps[0]))
-            losses = self.box_predictor.losses(predictions, sampled)
-        own = maps[0][cat(self._kept(sampled))] if regions_are_samples else maps[-1]
-        return losses, replace(context, box_features=own)
 
     @torch.no_grad()
     def label_and_sample_proposals(
@@ -190,8 +150,8 @@ class PartialROIHeads(StandardROIHeads):
         pool = self._pool_from(features)
         frames = self._frames(instances, "pred_boxes")
         box_features = None
-        if self.mask_head.needs_box_features:
-            (box_features,) = self._box_maps(features, [x.pred_boxes for x in instances])
+        if self.mask_head.needs.box_features:
+            (box_features,) = BoxMaps(self)(features, [x.pred_boxes for x in instances])
         return self.mask_head(
             RegionContext(
                 regions=instances,
@@ -199,7 +159,7 @@ class PartialROIHeads(StandardROIHeads):
                 pool=pool,
                 box_predictor=self.box_predictor,
                 box_features=box_features,
-                wide_frames=frames if self.mask_head.looks_around else None,
+                wide_frames=frames if self.mask_head.needs.wide_frames else None,
             )
         )
 
@@ -214,7 +174,7 @@ class PartialROIHeads(StandardROIHeads):
         return lambda boxes: self.mask_pooler(maps, boxes)
 
     def _frames(self, instances: list[Instances], field: str) -> list[Boxes]:
-        """What the mask head sees of each box: the box itself, unless it looks around."""
+        """What the mask head sees of each box: by default the box itself."""
         return [self.mask_head.frames(x.get(field), x.image_size) for x in instances]
 
     def _training_context(
@@ -226,7 +186,7 @@ class PartialROIHeads(StandardROIHeads):
     ) -> RegionContext:
         pool = self._pool_from(features)
         samples, sampled_features = None, None
-        if self.mask_head.uses_sampled:
+        if self.mask_head.needs.sampled:
             sampled_features = pool(self._frames(sampled, "proposal_boxes"))
 
         if self.mask_train_boxes == "proposals":
@@ -234,8 +194,7 @@ class PartialROIHeads(StandardROIHeads):
             regions = [x[keep] for x, keep in zip(sampled, keeps, strict=True)]
             rows = cat(keeps).nonzero()[:, 0]
         else:
-            annotated_only = self.mask_head.trains_on == "annotated"
-            regions = self._regions_from_annotations(targets, annotated_only)
+            regions = self._regions_from_annotations(targets, self._annotated_only)
             rows = None
 
         if sampled_features is not None:
@@ -253,13 +212,19 @@ class PartialROIHeads(StandardROIHeads):
             box_predictor=self.box_predictor,
             targets=targets,
             sampled=samples,
-            wide_frames=frames if self.mask_head.looks_around else None,
-            images=images if self.mask_head.uses_images else None,
+            wide_frames=frames if self.mask_head.needs.wide_frames else None,
+            images=images if self.mask_head.needs.images else None,
+            all_annotated=self._annotated_only,
         )
 
     def _kept(self, sampled: list[Instances]) -> list[Tensor]:
         """bool [N] of each image: which samples train the mask head."""
-        return [self._trainable(x, self.mask_head.trains_on == "annotated") for x in sampled]
+        return [self._trainable(x, self._annotated_only) for x in sampled]
+
+    @property
+    def _annotated_only(self) -> bool:
+        """Whether regions without a mask are of no use to the mask head."""
+        return self.mask_head.trains_on == "annotated"
 
     def _trainable(self, instances: Instances, annotated_only: bool) -> Tensor:
         """bool [N]: foreground, and mask-annotated where the mask head asks for it."""

@@ -9,10 +9,17 @@ import importlib.util
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-_BUILD_COMMAND = "python setup.py build_ext --inplace"
+_IN_CHECKOUT = (Path(__file__).parents[2] / "setup.py").is_file()
+_HOW_TO_BUILD = (
+    "run `python setup.py build_ext --inplace`"
+    if _IN_CHECKOUT
+    else "install psis_d2 from its source with `pip install --no-build-isolation`, a C++ compiler "
+    "being there"
+)
 _DEVICES = ("cpu", "cuda")
 # Device types that an op has kernels for.
 _KERNELS = {
@@ -55,7 +62,7 @@ def load_error() -> str | None:
     """Why there is no extension and how to get it, one sentence; None if it is loaded."""
     if _LOAD_ERROR is None:
         return None
-    return f"psis_d2's extension is not used: {_LOAD_ERROR}; run `{_BUILD_COMMAND}`."
+    return f"psis_d2's extension is not used: {_LOAD_ERROR}; {_HOW_TO_BUILD}."
 
 
 def build_info() -> dict | None:
@@ -114,5 +121,9 @@ def _announce(op: str, device_type: str, available: bool) -> None:
     if available:
         _LOGGER.info("%s on %s runs in the compiled extension.", op, device_type)
         return
-    reason = load_error() or f"psis_d2's extension is built without kernels for {device_type}."
-    _LOGGER.warning("%s %s on %s runs in plain PyTorch.", reason, op, device_type)
+    if (reason := load_error()) is None:
+        reason = f"psis_d2's extension is built without kernels for {device_type}."
+        _LOGGER.warning("%s %s on %s runs in plain PyTorch.", reason, op, device_type)
+    elif ("", "") not in _announced:  # once for all ops
+        _announced.add(("", ""))
+        _LOGGER.warning("%s All ops run in plain PyTorch, which is slower.", reason)

@@ -11,6 +11,8 @@ import pytest
 from detectron2.config import get_cfg
 from PIL import Image
 
+from toy_data import SIZES, annotations
+
 # Ids with gaps and not in order: the contiguous ids are dog 0, cat 1, bird 2.
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 7, "name": "bird"}]
 
@@ -61,4 +63,15 @@ def cfg():
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.PSIS.SEEN_CLASSES = "all"
+    return cfg
+
+
+@pytest.fixture
+def toy(make_dataset, cfg, tmp_path):
+    """Register the toy data set and make the config train and test on it; seen: dog, bird."""
+    make_dataset("toy", SIZES, annotations())
+    cfg.DATASETS.TRAIN = ("toy",)
+    cfg.DATASETS.TEST = ("toy",)
+    (tmp_path / "seen.txt").write_text("dog\nbird\n")
+    cfg.PSIS.SEEN_CLASSES = str(tmp_path / "seen.txt")
     return cfg

@@ -1,8 +1,9 @@
 import json
 import logging
+from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
-from psis_d2.data.coco import load_categories, load_coco, register_coco_json
+from psis_d2.data.coco import load_categories, load_coco, match_annotations, register_coco_json
 from psis_d2.errors import UserError
 
 import pytest
@@ -62,6 +63,7 @@ def test_dicts_are_detectron2s_standard_with_the_annotation_id(write_json):
                     "category_id": 1,
                     "iscrowd": 0,
                     "segmentation": [TRIANGLE],
+                    "area": 6.0,
                 },
                 {
                     "id": 5,
@@ -132,8 +134,8 @@ ANNOTATION_ERRORS = {
     "category in text": (annotation(77, category_id="3"), "Annotation 77 .* category id '3'"),
     "category as list": (annotation(77, category_id=[3]), r"Annotation 77 .* category id \[3\]"),
     "same id": (annotation(1), "two annotations with id 1"),
-    "no id": (annotation(...), "Annotation number 2 .* has no integer id"),
-    "id in text": (annotation("x1"), "Annotation number 2 .* has no integer id"),
+    "id as list": (annotation([2]), r"Annotation number 2 .* the id \[2\], which is neither"),
+    "id as flag": (annotation(True), "Annotation number 2 .* the id True, which is neither"),
     "no box": (annotation(77, bbox=...), "Annotation 77 .* has no usable bbox"),
     "null box": (annotation(77, bbox=None), "Annotation 77 .* has no usable bbox"),
     "three numbers": (annotation(77, bbox=[1, 2, 3]), "Annotation 77 .* four finite numbers"),
@@ -179,7 +181,7 @@ def test_image_errors(write_json, case):
 CATEGORY_ERRORS = {
     "none": ([], "lists no categories"),
     "same id": ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories with id 1"),
-    "same name": ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "or name 'a'"),
+    "same name": ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "the name 'a'"),
     "no name": ([{"id": 1}], "a category without an integer id and a name"),
 }
 
@@ -195,12 +197,38 @@ def test_category_errors(write_json, case):
 CONTENT_ERRORS = {
     "cut off": ('{"images": [', "instances.json is not valid JSON: .*may be cut off"),
     "a list": ("[]", "instances.json is not in COCO format: it must hold an object"),
-    "no annotations": ('{"images": [], "categories": []}', "a list of objects named annotations"),
+    "no images": ('{"annotations": [], "categories": []}', "a list of objects named images"),
+    "thousands of digits": ('{"images": [' + "9" * 5000, "is not valid JSON"),
+    "brackets in brackets": ("[" * 100_000, "is not valid JSON"),
     "wrong types": (
         '{"images": {}, "annotations": [1], "categories": []}',
         "named images and annotations",
     ),
 }
+
+
+def test_a_list_of_images_has_no_annotations(write_json):
+    json_file, folder = write_json(IMAGES, [])
+    content = json.loads(Path(json_file).read_text())
+    del content["annotations"]
+    Path(json_file).write_text(json.dumps(content))
+    dicts = load_coco(json_file, folder, "toy")
+    assert [record["image_id"] for record in dicts] == [2, 9]
+    assert not any(record["annotations"] for record in dicts)
+
+
+def test_what_images_of_lvis_were_searched_for(write_json):
+    images = [dict(IMAGES[0], neg_category_ids=[7, 99], not_exhaustive_category_ids=[1]), IMAGES[1]]
+    plain, searched = load_coco(*write_json(images, []), "toy")
+    assert searched["neg_category_ids"] == [2] and searched["not_exhaustive_category_ids"] == [0]
+    assert "neg_category_ids" not in plain
+
+
+@pytest.mark.parametrize("area", [0, -3.0, True, None, "12", float("inf"), float("nan")])
+def test_an_area_that_is_none_is_left_out(write_json, area):
+    json_file, folder = write_json(IMAGES, [annotation(1, area=area), annotation(2, area=2.5)])
+    first, second = load_coco(json_file, folder, "toy")[1]["annotations"]
+    assert "area" not in first and second["area"] == 2.5
 
 
 @pytest.mark.parametrize("case", CONTENT_ERRORS)
@@ -296,3 +324,28 @@ def test_reading_does_not_change_the_file(write_json):
     with open(json_file) as file:
         assert json.load(file) == before
     assert load_coco(json_file, folder, "toy") == first
+
+
+@pytest.mark.parametrize("ids", [(7, 3), (..., ...), ("a", 3), (2**70, 3)])
+def test_entries_of_the_json_are_found_by_the_ids_that_reading_gave(write_json, ids):
+    # The first one is of the image that comes second.
+    entries = [
+        annotation(key, bbox=[1, 2, 3 + i, 4], image_id=image_id)
+        for i, (key, image_id) in enumerate(zip(ids, (9, 2), strict=True))
+    ]
+    json_file, folder = write_json(IMAGES, entries)
+    dicts = load_coco(json_file, folder, "toy")
+    assert [a["id"] for r in dicts for a in r["annotations"]] == (
+        [3, 7] if ids == (7, 3) else [2, 1]
+    )
+    found = match_annotations(dicts, entries)
+    for record in dicts:
+        for read in record["annotations"]:
+            assert found.pop((record["image_id"], read["id"]))["bbox"] == read["bbox"]
+    assert found == {}
+
+
+def test_entries_that_were_left_out_are_not_found(write_json):
+    entries = [annotation(1, bbox=[1, 2, 0, 4]), annotation(2)]
+    dicts = load_coco(*write_json(IMAGES, entries), "toy")
+    assert match_annotations(dicts, entries) == {(9, 2): entries[1]}

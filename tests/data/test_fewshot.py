@@ -1,22 +1,16 @@
 """Few-shot data: what is drawn, that it is drawn again, and what the tool says."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
-from psis_d2.data.build import get_dataset_dicts, get_training_dicts, prepare_dataset, seen_ids_for
+from psis_d2.cli import run_command
+from psis_d2.data import get_dataset_dicts, get_training_dicts, prepare_dataset, seen_ids_for
 from psis_d2.data.fewshot import draw_few_shots, register_few_shots, select_shots
 from psis_d2.errors import UserError
 
 import pytest
 from detectron2.data import MetadataCatalog
-
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_fewshot.py"
-_spec = importlib.util.spec_from_file_location("make_fewshot", SCRIPT)
-make_fewshot = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_fewshot)
 
 SIZES = {i: (24, 32) for i in range(1, 13)}
 # Contiguous ids of these data sets: dog 0, cat 1, bird 2.
@@ -48,9 +42,8 @@ def source(make_dataset, tmp_path):
 def draw(source, *options):
     """What the tool writes, run on the fixture's data."""
     out = source / "few.json"
-    make_fewshot.main(
-        ["--dataset", "source", "--novel", str(source / "novel.txt"), "--out", str(out), *options]
-    )
+    line = ["--dataset", "source", "--novel", str(source / "novel.txt"), "--out", str(out)]
+    run_command("make-fewshot", [*line, *options])
     return json.loads(out.read_text())
 
 
@@ -110,10 +103,10 @@ def test_named_draws(source, cfg):
     register_few_shots("source", "all")
     register_few_shots("source", "all")  # again is fine
     name = "source_fewshot_all_10_seed2"
-    command = "tools/make_fewshot.py --dataset source --novel all --shots 10 --seed 2"
-    with pytest.raises(UserError, match=f"not drawn yet; do it once: python {command}"):
+    command = "psis-d2 make-fewshot --dataset source --novel all --shots 10 --seed 2"
+    with pytest.raises(UserError, match=f"not drawn yet; do it once: {command}"):
         prepare_dataset(name)
-    make_fewshot.main(command.split()[1:])
+    run_command("make-fewshot", command.split()[2:])
     cfg.DATASETS.TRAIN = (name,)
     cfg.PSIS.SEEN_CLASSES = str(source / "novel.txt")
     cfg.PSIS.ORACLE = True

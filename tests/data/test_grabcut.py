@@ -1,14 +1,15 @@
 """GrabCut masks: of one box, of a data set through the cache, and as masks to train on."""
 
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
 
-from psis_d2.data.build import get_dataset_dicts, get_training_dicts
+from psis_d2.cli import run_command
+from psis_d2.data import get_dataset_dicts, get_training_dicts
 from psis_d2.data.coco import register_coco_json
-from psis_d2.data.grabcut import GrabCut
-from psis_d2.data.grabcut_cache import grabcut_masks
+from psis_d2.data.grabcut import GrabCut, grabcut_masks
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.errors import UserError
 
@@ -17,10 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
-
-from tool_scripts import load_tool
-
-make_grabcut_masks = load_tool("make_grabcut_masks")
 
 SIZE = 48
 GREEN, RED = (40, 160, 60), (200, 60, 50)
@@ -169,22 +166,22 @@ def parts_in(folder) -> list[Path]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("psis_d2.data.grabcut_cache._IMAGES_A_PART", 2)
+    monkeypatch.setattr("psis_d2.data.grabcut.cache._IMAGES_A_PART", 2)
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """Image ids that GrabCut is called for; one of them can be made to fail."""
-    import psis_d2.data.grabcut_cache as module
+    import psis_d2.data.grabcut.cache as module
 
     calls, bad = [], []
     segment = module._segment
 
-    def count(job, settings):
+    def count(job, **options):
         if job["image_id"] in bad:
             raise KeyboardInterrupt
         calls.append(job["image_id"])
-        return segment(job, settings)
+        return segment(job, **options)
 
     monkeypatch.setattr(module, "_segment", count)
     count.calls, count.bad = calls, bad
@@ -244,7 +241,7 @@ def test_an_interrupted_call_continues(paint_dataset, tmp_path, small_parts, cou
 
 def test_two_processes_share_the_work(paint_dataset, tmp_path, small_parts, counted, monkeypatch):
     """What another process finishes in the meantime is not made again."""
-    import psis_d2.data.grabcut_cache as module
+    import psis_d2.data.grabcut.cache as module
 
     monkeypatch.setattr(os, "getpid", lambda: 0)  # begins with the first part, of two images
     dicts = get_dataset_dicts(paint_dataset("grab_share"))
@@ -253,8 +250,8 @@ def test_two_processes_share_the_work(paint_dataset, tmp_path, small_parts, coun
     counted.calls.clear()
     segment = module._segment
 
-    def meanwhile(job, settings):
-        result = segment(job, settings)
+    def meanwhile(job, **options):
+        result = segment(job, **options)
         target = tmp_path / "ours" / "grabcut" / finished.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(finished, target)
@@ -346,7 +343,7 @@ def test_the_tool_writes_a_json_with_grabcut_masks(paint_dataset, tmp_path, caps
     (tmp_path / "seen.txt").write_text("dog\nbird\n")
     line = ["--json", str(tmp_path / "grab_tool.json"), "--images", str(tmp_path / "images")]
     line += ["--seen", str(tmp_path / "seen.txt"), "--cache", str(tmp_path / "cache")]
-    make_grabcut_masks.main([*line, "--output", str(tmp_path / "out.json")])
+    run_command("make-grabcut-masks", [*line, "--output", str(tmp_path / "out.json")])
     assert "2 GrabCut masks" in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["images"] == source["images"]
@@ -358,7 +355,103 @@ def test_the_tool_writes_a_json_with_grabcut_masks(paint_dataset, tmp_path, caps
             assert after["bbox"] == before["bbox"]
 
 
-def test_the_tool_wants_one_source(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        make_grabcut_masks.main(["--json", "a.json", "--output", "b.json"])
-    assert "--dataset, or --json and --images" in capsys.readouterr().err
+def test_the_tool_wants_one_source():
+    with pytest.raises(UserError, match="--dataset, or --json and --images"):
+        run_command("make-grabcut-masks", ["--json", "a.json", "--output", "b.json"])
+
+
+# ----------------------------------------------------------------------------- damaged caches
+
+
+def other_size(text):
+    """The cache of images that are twice as large."""
+    content = json.loads(text)
+    for image in content["images"]:
+        image[1:3] = [2 * side for side in image[1:3]]
+    return json.dumps(content)
+
+
+def other_objects(text):
+    content = json.loads(text)
+    content["images"][0][3][0][0] += 1000
+    return json.dumps(content)
+
+
+def other_runs(text):
+    content = json.loads(text)
+    content["images"][0][3][0][2] = "0"
+    return json.dumps(content)
+
+
+DAMAGE = {
+    "empty": lambda text: "",
+    "cut off": lambda text: text[: len(text) // 2],
+    "foreign": lambda text: json.dumps({"images": [{"id": 1}], "annotations": []}),
+    "a list": lambda text: "[]",
+    "of another size": other_size,
+    "of other objects": other_objects,
+    "with a damaged mask": other_runs,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_made_again_with_a_warning(paint_dataset, tmp_path, damage, caplog):
+    dicts = get_dataset_dicts(paint_dataset("grab_damage", 2))
+    masks = grabcut_masks(dicts, "a", str(tmp_path / "cache"))
+    (path,) = parts_in(tmp_path / "cache")
+    whole = path.read_text()
+    path.write_text(DAMAGE[damage](whole))
+    assert path.read_text() != whole
+    with caplog.at_level("WARNING", logger="psis_d2"):
+        assert grabcut_masks(dicts, "a", str(tmp_path / "cache")) == masks
+    assert f"{path} is no cache of these GrabCut masks" in caplog.text
+    assert path.read_text() == whole
+    assert parts_in(tmp_path / "cache") == [path]
+
+
+def test_a_damaged_part_is_made_again(
+    paint_dataset, tmp_path, small_parts, counted, monkeypatch, caplog
+):
+    monkeypatch.setattr(os, "getpid", lambda: 0)  # begins with the first part
+    dicts = get_dataset_dicts(paint_dataset("grab_part"))
+    whole = grabcut_masks(dicts, "a", str(tmp_path / "whole"))
+    counted.bad.append(4)
+    with pytest.raises(KeyboardInterrupt):
+        grabcut_masks(dicts, "a", str(tmp_path / "cache"), threads=1)
+    first = next(path for path in parts_in(tmp_path / "cache") if path.name == "000000.json")
+    first.write_text("[")
+    counted.bad.clear()
+    counted.calls.clear()
+    assert grabcut_masks(dicts, "a", str(tmp_path / "cache")) == whole
+    assert f"{first} is no cache" in caplog.text
+    assert {1, 2} <= set(counted.calls)
+
+
+def _make_masks(dicts, folder, barrier, results):
+    barrier.wait(60)
+    results.put(grabcut_masks(dicts, "a", folder, threads=1, progress=False))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_two_processes_that_make_one_cache_at_once_both_end_well(
+    paint_dataset, tmp_path, small_parts, damaged
+):
+    dicts = get_dataset_dicts(paint_dataset("grab_twice"))
+    whole = grabcut_masks(dicts, "a", str(tmp_path / "cache"))
+    (path,) = parts_in(tmp_path / "cache")
+    if damaged:
+        path.write_text("")
+    else:
+        path.unlink()
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    arguments = (dicts, str(tmp_path / "cache"), barrier, results)
+    processes = [context.Process(target=_make_masks, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert found == [whole, whole]
+    assert parts_in(tmp_path / "cache") == [path]

@@ -2,13 +2,8 @@
 
 import json
 
-from psis_d2.data.build import (
-    build_test_loader,
-    build_train_loader,
-    get_model_class_ids,
-    get_training_dicts,
-    seen_ids_for,
-)
+from psis_d2.data import build_test_loader, build_train_loader, get_training_dicts, seen_ids_for
+from psis_d2.data.classes import get_model_class_ids
 from psis_d2.data.joint import joint_class_ids, move_to_joint_classes, read_category_map
 from psis_d2.errors import UserError
 

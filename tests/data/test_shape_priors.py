@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psis_d2  # noqa: F401
 from psis_d2.data import shape_priors
-from psis_d2.data.build import get_training_dicts
 from psis_d2.data.shape_priors import (
     load_shape_priors,
     make_shape_priors,
@@ -15,6 +14,7 @@ from psis_d2.data.shape_priors import (
     priors_path,
     save_shape_priors,
 )
+from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
 
 import numpy as np
@@ -201,12 +201,6 @@ def test_prepared_once_and_again_when_masks_change(shapes, tmp_path):
     assert load_shape_priors(path).provenance["masks_of_class"]["class1"] == 12
 
 
-def test_nothing_is_prepared_for_other_heads(shapes):
-    shapes.PSIS.SHAPEMASK.SHAPE_PRIOR = False
-    prepare_shape_priors(shapes)
-    assert not os.path.exists(priors_path(shapes))
-
-
 def test_priors_of_hidden_masks_are_refused(shapes, tmp_path):
     split = shapes.PSIS.SEEN_CLASSES
     shapes.PSIS.SEEN_CLASSES = "all"
@@ -220,7 +214,7 @@ def test_priors_of_hidden_masks_are_refused(shapes, tmp_path):
 
 def test_unusable_files(tmp_path):
     path = tmp_path / "x.npz"
-    with pytest.raises(UserError, match="do not exist; make it with tools/make_shape_priors.py"):
+    with pytest.raises(UserError, match="do not exist; make it with psis-d2 make-shape-priors"):
         load_shape_priors(str(path))
     path.write_text("no")
     with pytest.raises(UserError, match="is no file of shape priors"):

@@ -49,15 +49,28 @@ USABLE = {
     "compressed RLE": rle_of(a_mask()),
     "compressed RLE, bytes": {**rle_of(a_mask()), "counts": rle_of(a_mask())["counts"].encode()},
     "uncompressed RLE": UNCOMPRESSED,
+    "RLE of float runs": {"size": [6.0, 8.0], "counts": [20.0, 2.0, 4.0, 2.0, 4.0, 2.0, 14.0]},
+    "RLE of arrays": {"size": np.array([6, 8]), "counts": np.array([20, 2, 26])},
+    "flat polygon": TRIANGLE,
+    "flat array": np.array(TRIANGLE),
+    "point pairs": [[1, 1], [5, 1], [3, 4]],
+    "nested point pairs": [[[1, 1], [5, 1], [3, 4]]],
+    "array of points": [np.array([[1, 1], [5, 1], [3, 4]])],
+    "mask as array": a_mask(),
     "size as tuple": {**UNCOMPRESSED, "size": (HEIGHT, WIDTH)},
 }
 
-ABSENT = {"null": None, "empty list": [], "list of an empty list": [[]], "empty dict": {}}
+ABSENT = {
+    "null": None,
+    "empty list": [],
+    "list of an empty list": [[]],
+    "empty dict": {},
+    "empty text": "",
+}
 
 BAD = {
     "two points": [[1, 1, 4, 4]],
     "box as flat list": [1, 1, 3, 3],
-    "flat polygon": TRIANGLE,
     "odd length": [[1, 1, 5, 1, 3, 4, 2]],
     "text numbers": [["1", "1", "5", "1", "3", "4"]],
     "null in polygon": [[1, 1, 5, None, 3, 4]],
@@ -66,8 +79,15 @@ BAD = {
     "nan last": [[1, 1, 5, 1, 3, float("nan")]],
     "infinite": [[1, 1, 5, 1, float("inf"), 4]],
     "both infinities": [[1, 1, float("-inf"), 1, float("inf"), 4]],
+    "a line": [[1, 1, 3, 1, 5, 1]],
+    "a point": [[2, 2, 2, 2, 2, 2]],
+    "wholly outside": [[-9, -9, -3, -9, -3, -4]],
+    "two pairs": [[1, 1], [4, 4]],
+    "RLE of half runs": {"size": [HEIGHT, WIDTH], "counts": [20.5, 2, 25.5]},
+    "mask of another size": np.ones((HEIGHT + 1, WIDTH), np.uint8),
+    "empty mask as array": np.zeros((HEIGHT, WIDTH), bool),
+    "mask of labels": np.full((HEIGHT, WIDTH), 7),
     "absurdly far": [[1, 1, 1e9, 1, 3, 4]],
-    "pairs": [[[1, 1], [5, 1], [3, 4], [2, 2], [1, 4], [1, 2]]],
     "text": "1,1,5,1,3,4",
     "number": 7,
     "RLE without counts": {"size": [HEIGHT, WIDTH]},
@@ -137,7 +157,7 @@ def record(*segmentations, image_id=1, **more):
             "iscrowd": 0,
             "segmentation": segmentation,
         }
-        if segmentation == "missing":
+        if isinstance(segmentation, str) and segmentation == "missing":
             del annotation["segmentation"]
         annotations.append(annotation)
     return {
@@ -187,11 +207,11 @@ def test_counts_and_the_log_line(caplog):
     dicts = [record([TRIANGLE], [[1, 1, 2, 2]], None, "missing", []), crowd]
     with caplog.at_level(logging.INFO, logger="psis_d2"):
         counts = clean_annotations(dicts)
-    assert counts == MaskCounts(instances=5, with_mask=1, bad_masks=1, bad_polygons=0)
+    assert counts == MaskCounts(instances=5, with_mask=1, bad_masks=1, bad_polygons=0, crowds=2)
     assert counts.without_mask == 4
     assert keys(dicts) == [[True, False, False, False, False], [True, False]]
     (line,) = caplog.messages
-    assert "5 instances, 1 with a mask, 4 with a box only; 1 malformed masks" in line
+    assert "5 instances, 1 with a mask, 4 with a box only, and 2 crowd regions; 1 masks are" in line
     assert count_masks(dicts) == MaskCounts(instances=5, with_mask=1)
     assert masked_classes(dicts) == {0}
 

@@ -50,7 +50,7 @@ def test_one_run_on_both(line, tmp_path):
 @pytest.mark.parametrize(
     ("opts", "words"),
     [
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "1"], "gives the model 3 classes, but it has 1"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "1"], "has 3 classes, the model 1"),
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"], "use PartialRPN"),
         (["PSIS.CATEGORY_MAP", "nowhere.json"], "nowhere.json"),
     ],

@@ -15,19 +15,16 @@ import torch
 
 import launch_workers
 from gloo_workers import report_groups, train_with_masks_on_rank_zero
-from model_builders import CONDINST, MASKX, SHAPEPROP
+from model_builders import MASKX
 from run_processes import Run, none_alive
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("head", "part"),
-    [((), ""), (SHAPEPROP, ""), (MASKX, "mask_head"), (CONDINST, "")],
-    ids=["fcn", "shapeprop", "maskx-alone", "condinst"],
-)
-def test_a_rank_without_masks_trains_along(tmp_path, head, part):
-    launch(train_with_masks_on_rank_zero, num_cpu_processes=2, args=(str(tmp_path), head, part))
+def test_a_rank_without_masks_trains_the_mask_head_alone(tmp_path):
+    """The whole model: tests/modeling/test_head_contract.py, with every head."""
+    args = (str(tmp_path), MASKX, "mask_head")
+    launch(train_with_masks_on_rank_zero, num_cpu_processes=2, args=args)
     first, second = (torch.load(tmp_path / f"rank{r}.pth") for r in range(2))
     assert first["mask_loss"] > 0
     assert second["mask_loss"] == 0

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import psis_d2  # noqa: F401
+from psis_d2.config import add_psis_config
 from psis_d2.data import seen_ids_for
 from psis_d2.data.coco import register_coco_json
 from psis_d2.engine.split import with_split_of
@@ -11,7 +12,7 @@ from psis_d2.engine.split import with_split_of
 import pytest
 import torch
 import train_net
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from tiny_data import command_line, write_tiny_data
 
@@ -24,13 +25,12 @@ def cfg(tmp_path):
     """What the split of a config is read from; its data has masks of all three classes."""
     data = write_tiny_data(tmp_path / "data", masked=CLASSES)
     register_coco_json("tiny_split", data["json"], data["images"])
-    return CfgNode(
-        {
-            "DATASETS": {"TRAIN": (), "TEST": ("tiny_split",)},
-            "PSIS": {"SEEN_CLASSES": "all", "CATEGORY_MAP": ""},
-            "OUTPUT_DIR": str(tmp_path / "out"),
-        }
-    )
+    cfg = get_cfg()
+    add_psis_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("tiny_split",)
+    cfg.PSIS.SEEN_CLASSES = "all"
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    return cfg
 
 
 def adopted(cfg, seen, split="", classes=CLASSES):
@@ -82,18 +82,27 @@ def test_a_run_keeps_its_split(tmp_path, capsys, caplog):
     entry = torch.load(weights, weights_only=True)["psis_d2"]
     assert (entry["seen_names"], entry["split"]) == (["cup"], "auto")
 
-    full = write_tiny_data(tmp_path / "val", masked=CLASSES)
-    line = command_line(full, tmp_path / "eval", *quick, "MODEL.WEIGHTS", weights)
+    # two of the three classes, in another order, under other ids
+    some = write_tiny_data(tmp_path / "val", masked=CLASSES)
+    content = json.loads(Path(some["json"]).read_text())
+    content["categories"] = [{"id": 3, "name": "cup"}, {"id": 8, "name": "box"}]
+    ids = {1: 8, 2: 3}
+    content["annotations"] = [
+        annotation | {"category_id": ids[annotation["category_id"]]}
+        for annotation in content["annotations"]
+        if annotation["category_id"] in ids
+    ]
+    Path(some["json"]).write_text(json.dumps(content))
+    line = command_line(some, tmp_path / "eval", *quick, "MODEL.WEIGHTS", weights)
     i = line.index("--train-json")
-    line[i : i + 4] = []  # the training data is not there any more
-    line += ["DATASETS.TRAIN", "[]"]
-    train_net.main(train_net.parse_arguments(["--eval-only", *line]))
+    del line[i : i + 4]  # the training data is not there any more
+    train_net.invoke_main(["--eval-only", *line])
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["gtbox_seen"]
     config = CfgNode.load_cfg((tmp_path / "eval" / "config.yaml").read_text())
     assert Path(config.PSIS.SEEN_CLASSES).read_text() == "cup\n"
 
     # a split that is asked for stays, and both are named
-    train_net.main(train_net.parse_arguments(["--eval-only", *line, "PSIS.SEEN_CLASSES", "all"]))
+    train_net.invoke_main(["--eval-only", *line, "PSIS.SEEN_CLASSES", "all"])
     assert (
         "under another split than the training: trained on masks of cup; seen here: box, cup, hat"
         in (caplog.text + capsys.readouterr().out)

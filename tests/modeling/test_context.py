@@ -3,6 +3,7 @@
 import psis_d2  # noqa: F401
 from psis_d2.modeling.context import RegionContext, SampledRegions
 
+import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
@@ -69,9 +70,25 @@ def test_selected_regions_keep_what_is_theirs():
     assert part.sampled.features is context.sampled.features
     for field in ("pool", "targets", "images", "box_predictor"):
         assert getattr(part, field) is getattr(context, field)
-    whole = context.mask_targets(4)
-    assert torch.equal(part.mask_targets(4), whole[[0, 2]])
     assert len(context.select(torch.zeros(3, dtype=torch.bool))) == 0
+
+
+def test_regions_with_a_mask_alone_have_targets():
+    context = two_images()
+    annotated = context.annotated
+    assert annotated.classes.tolist() == [0, 2]
+    assert annotated.features[:, 0, 0, 0].tolist() == [1, 2]
+    assert annotated.annotated is annotated
+    # object 0 in cells of one pixel, from (0, 0), and object 2 from (2, 2)
+    expected = torch.zeros(2, 4, 4)
+    expected[0, [0, 0, 1, 2], [0, 1, 0, 2]] = 1
+    expected[1, 1, 1] = 1
+    assert torch.equal(annotated.mask_targets(4), expected)
+    assert torch.equal(annotated.select(torch.tensor([False, True])).mask_targets(4), expected[1:])
+    # refused also if it happens that all regions have a mask
+    for some in (context, context.select(context.has_mask)):
+        with pytest.raises(ValueError, match="only regions with a mask .* ask context.annotated"):
+            some.mask_targets(4)
 
 
 def test_selected_regions_keep_their_wide_frames():

@@ -3,7 +3,6 @@
 import math
 
 import psis_d2  # noqa: F401
-from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads import cpmask
 from psis_d2.modeling.mask_heads.cpmask import AffinityParsing, BoundaryFusion, affinity_loss
@@ -38,7 +37,9 @@ def make_context(num_objects=3):
         gt_index=torch.arange(num_objects),
     )
     features = torch.randn(num_objects, 16, 14, 14, generator=torch.Generator().manual_seed(1))
-    return RegionContext(regions=[regions], features=features, pool=None, targets=[truth])
+    return RegionContext(
+        regions=[regions], features=features, pool=None, targets=[truth], all_annotated=True
+    )
 
 
 def losses_of(*options):
@@ -270,17 +271,3 @@ def test_heat_maps_are_boundary_probability_and_mean_affinity():
         rows = affinities[region][mask[region].flatten()]
         torch.testing.assert_close(maps["affinity"][region].flatten(), rows.mean(dim=0))
     assert make_head(*ALL_OFF).heat_maps(context) == {}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("AFFINITY_NORM", "SyncBN", "AFFINITY_NORM is 'SyncBN'; choose one of"),
-        ("FUSION_NORM", "LN", "FUSION_NORM is 'LN'; choose one of"),
-        ("AFFINITY_TERMS", 3, "AFFINITY_TERMS is 3; choose 0, 1, 2"),
-        ("BOUNDARY_WIDTH", 0, "BOUNDARY_WIDTH is 0; it must be at least 1 cell"),
-    ],
-)
-def test_bad_options(key, value, words):
-    with pytest.raises(UserError, match=words):
-        make_head(key, value)

@@ -180,7 +180,7 @@ def test_all_foreground_passes_the_head_and_masks_alone_count():
     ((context, logits),) = seen
     assert context.has_mask.tolist() == [True, False, True, False, True]
     kept = [0, 2, 4]
-    targets = context.mask_targets(28)[kept]
+    targets = context.annotated.mask_targets(28)
     assert torch.equal(loss, mask_bce(logits[kept], targets, context.classes[kept]))
     # batch norm: what an unmasked region looks like changes the logits of the others
     others = context.features.clone()

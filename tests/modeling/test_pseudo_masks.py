@@ -2,10 +2,12 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.pseudo_masks import pseudo_masks
+from psis_d2.modeling.pseudo_masks import PseudoMasks
 
 import pytest
 import torch
+
+from model_builders import tiny_config
 
 # One row of six pixels: the box is the first five, another seen object covers the second and third.
 TEACHER = torch.tensor([[[0.9, 0.9, 0.4, 0.3, 0.5, 0.9]]])
@@ -15,18 +17,49 @@ SEEN = torch.tensor([[[False, True, True, False, False, False]]])
 
 
 @pytest.mark.parametrize(
-    ("mode", "expected"),
-    [("threshold", [1, 0, 0, 0, 1, 0]), ("interaction", [0, 0, 0, 1, 1, 0])],
+    ("kind", "cleaning", "expected"),
+    [
+        ("threshold", True, [1, 0, 0, 0, 1, 0]),
+        ("crf", True, [1, 0, 0, 0, 1, 0]),
+        ("interaction", True, [0, 0, 0, 1, 1, 0]),
+        ("threshold", False, [1, 1, 0, 0, 1, 1]),
+        ("interaction", False, [0, 1, 1, 1, 1, 1]),
+    ],
 )
-def test_every_pixel(mode, expected):
+def test_every_pixel(kind, cleaning, expected):
     teacher, student = (x.clone().requires_grad_() for x in (TEACHER, STUDENT))
-    found = pseudo_masks(teacher, student, INSIDE, SEEN, mode)
+    found = PseudoMasks(kind, cleaning=cleaning)(teacher, student, INSIDE, SEEN)
     assert found.dtype == torch.bool
     assert found.flatten().int().tolist() == expected
     assert not found.requires_grad
 
 
-def test_threshold_needs_no_student():
-    assert pseudo_masks(TEACHER, None, INSIDE, SEEN, "threshold").any()
-    with pytest.raises(UserError, match="choose one of threshold, interaction"):
-        pseudo_masks(TEACHER, None, INSIDE, SEEN, "crf")
+def test_the_threshold_is_asked():
+    found = PseudoMasks("threshold", threshold=0.6, cleaning=False)(TEACHER, STUDENT)
+    assert found.flatten().int().tolist() == [1, 1, 0, 0, 0, 1]
+
+
+def test_the_crf_decides_by_color():
+    """Two colors, each with one voice for all of its pixels; positions have none."""
+    make = PseudoMasks(
+        "crf", crf={"gaussian_weight": 0.0, "bilateral_sigma": 1e4, "bilateral_weight": 20.0}
+    )
+    assert make.uses_colors
+    colors = torch.tensor([0.0, 0, 0, 200, 200, 200]).expand(1, 3, 1, 6)
+    sharp = make.sharpen(TEACHER, colors)
+    # means .73 and .57 of three pixels each: both are foreground
+    assert (sharp > 0.9).all()
+    sharp = make.sharpen(TEACHER - 0.2, colors)  # .53 and .37
+    assert (sharp[..., :3] > 0.5).all()
+    assert (sharp[..., 3:] < 0.5).all()
+
+
+def test_settings_are_those_of_the_config():
+    key = "PSIS.TEACHER_STUDENT"
+    keys = (f"{key}.POSTPROCESS", "crf", f"{key}.THRESHOLD", 0.3, f"{key}.CLEANING", False)
+    made = PseudoMasks.from_config(tiny_config(*keys, f"{key}.CRF_STEPS", 2))
+    assert (made.kind, made.threshold, made.cleaning) == ("crf", 0.3, False)
+    assert made.crf == {**PseudoMasks.from_config(tiny_config()).crf, "steps": 2}
+    made.sharpen(TEACHER, torch.zeros(1, 3, 1, 6))  # these are settings of the CRF
+    with pytest.raises(UserError, match="POSTPROCESS is 'none'; choose one of thresh.*, crf"):
+        PseudoMasks("none")

@@ -2,96 +2,21 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.mask_heads.base import RegionRegularizer
-from psis_d2.modeling.roi_heads import MASK_TRAIN_BOXES, jitter_boxes
+from psis_d2.modeling.roi_heads import jitter_boxes
 
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from model_builders import (
-    CPMASK,
-    HOURGLASS,
-    MASKX,
-    MLP,
-    OPMASK,
-    SHAPEMASK,
-    SHAPEPROP,
-    TEACHER_STUDENT,
-    annotated_boxes,
-    flip_masks,
-    partial_batch,
-    tiny_model,
-    training_losses,
-)
+from model_builders import SHAPEPROP, partial_batch, tiny_model, training_context
 
-HEADS = {
-    "fcn": (),
-    "shapeprop": SHAPEPROP,
-    "maskx": MASKX,
-    "hourglass": HOURGLASS,
-    "opmask": OPMASK,
-    "shapemask": SHAPEMASK,
-    "cpmask": CPMASK,
-    "teacher_student": TEACHER_STUDENT,
-}
 MIXED = [[True, False, True], [False, True]]
-
-
-@pytest.fixture(params=HEADS)
-def head(request):
-    return HEADS[request.param]
-
-
-@pytest.mark.parametrize("boxes", MASK_TRAIN_BOXES)
-def test_garbage_in_unseen_masks_changes_no_loss(head, boxes):
-    model = tiny_model(*head, "PSIS.MASK_TRAIN_BOXES", boxes)
-    clean = training_losses(model, partial_batch(MIXED))
-    dirty = training_losses(model, partial_batch(MIXED, garbage_seed=5))
-    assert clean.keys() == dirty.keys()
-    for name in clean:
-        assert torch.equal(clean[name], dirty[name]), name
-    # ... while the masks that count do count:
-    flipped = flip_masks(partial_batch(MIXED))
-    assert not torch.equal(training_losses(model, flipped)["loss_mask"], clean["loss_mask"])
-
-
-@pytest.mark.parametrize("boxes", MASK_TRAIN_BOXES)
-@pytest.mark.parametrize("has_mask", ([[False, False], [False]], [[], []]), ids=["boxes", "empty"])
-def test_batch_without_masks_trains_every_parameter(head, boxes, has_mask):
-    model = tiny_model(*head, "PSIS.MASK_TRAIN_BOXES", boxes)
-    losses = training_losses(model, partial_batch(has_mask))
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-    head_module = model.roi_heads.mask_head
-    if "loss_mask_teacher" in losses and any(has_mask):
-        # regions without a mask are learned from, though not by a part that learns from masks
-        assert losses["loss_mask"].item() > 0
-        assert losses["loss_mask_teacher"].item() == 0
-        head_module = head_module.teacher
-    else:
-        assert losses["loss_mask"].item() == 0
-    trunk = [p for name, p in head_module.named_parameters() if "trunk." in name]
-    assert trunk and all(p.grad.eq(0).all() for p in trunk)
-
-
-def regions_of(model, batch):
-    """The regions that the mask head is trained on, by a spy in its place."""
-    seen = []
-    head = model.roi_heads.mask_head
-    original = head.losses
-    head.losses = lambda context: (seen.append(context), original(context))[1]
-    training_losses(model, batch)
-    head.losses = original
-    return seen[0]
 
 
 def test_ground_truth_boxes_are_the_annotated_objects_in_order():
     batch = partial_batch(MIXED)
-    context = regions_of(tiny_model("PSIS.MASK_TRAIN_BOXES", "gt"), batch)
+    context = training_context(tiny_model("PSIS.MASK_TRAIN_BOXES", "gt"), batch)
     for item, regions in zip(batch, context.regions, strict=True):
         truth = item["instances"][item["instances"].gt_has_mask]
         assert torch.equal(regions.proposal_boxes.tensor, truth.gt_boxes.tensor)
@@ -99,7 +24,7 @@ def test_ground_truth_boxes_are_the_annotated_objects_in_order():
 
 
 def test_proposals_are_foreground_with_a_mask_and_their_targets_match_their_object():
-    context = regions_of(tiny_model(), partial_batch(MIXED))
+    context = training_context(tiny_model(), partial_batch(MIXED))
     assert len(context) > 0
     assert context.has_mask.all()
     assert context.classes.max() < 20
@@ -145,40 +70,6 @@ def test_jitter_keeps_a_box_that_would_leave_the_image():
     assert jitter_boxes(boxes, 3.0, (64, 64)).nonempty().all()
 
 
-def test_given_boxes_get_masks(head):
-    model = tiny_model(*head).eval()
-    batch = partial_batch([[True, True], []])
-    with torch.no_grad():
-        outputs = model.inference(batch, annotated_boxes(batch))
-    assert outputs[0]["instances"].pred_masks.shape == (2, 64, 64)
-    assert outputs[1]["instances"].pred_masks.shape == (0, 64, 64)
-
-
-def test_no_detection_at_all(head):
-    model = tiny_model(*head, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0).eval()
-    with torch.no_grad():
-        output = model(partial_batch([[]]))[0]["instances"]
-    assert len(output) == 0
-    assert output.pred_masks.shape == (0, 64, 64)
-
-
-def test_channel_dropout_acts_in_training_only(head):
-    batch = partial_batch(MIXED)
-    plain = training_losses(tiny_model(*head), batch)["loss_mask"]
-    noisy_model = tiny_model(*head, "PSIS.ROI_CHANNEL_DROPOUT", 0.5)
-    assert not torch.equal(training_losses(noisy_model, batch)["loss_mask"], plain)
-    modules = noisy_model.roi_heads.mask_head.modules()
-    regularizers = [m for m in modules if isinstance(m, RegionRegularizer)]
-    assert regularizers
-    for regularize in regularizers:
-        x = torch.randn(3, 16, 14, 14)
-        dropped = regularize(x)
-        zero = dropped.eq(0).all(dim=(2, 3))
-        assert zero.any()
-        assert torch.allclose(dropped[~zero], 2 * x[~zero])
-        assert torch.equal(regularize.eval()(x), x)
-
-
 def test_feature_drop_takes_whole_regions_unscaled():
     head = tiny_model(*SHAPEPROP, "PSIS.ROI_FEATURE_DROP", 0.5).roi_heads.mask_head
     x = torch.randn(400, 2, 3, 3)
@@ -198,29 +89,6 @@ def test_feature_drop_needs_a_shape_prior():
 def test_unknown_training_boxes():
     with pytest.raises(UserError, match="'boxes'; choose one of proposals, gt, jittered_gt"):
         tiny_model("PSIS.MASK_TRAIN_BOXES", "boxes")
-
-
-def test_more_convolutions_make_a_deeper_head():
-    def convs(model):
-        return sum(isinstance(m, torch.nn.Conv2d) for m in model.roi_heads.mask_head.modules())
-
-    assert convs(tiny_model("MODEL.ROI_MASK_HEAD.NUM_CONV", 8)) - convs(tiny_model()) == 4
-
-
-def test_more_upsamplings_make_larger_masks():
-    model = tiny_model("PSIS.FCN_UPSAMPLINGS", 2, *MLP)
-    head = model.roi_heads.mask_head
-    context = regions_of(model, partial_batch(MIXED))
-    assert head.predict(context).shape == (len(context), 1, 56, 56)
-    with pytest.raises(UserError, match="FCN_UPSAMPLINGS is 0; it must be at least 1"):
-        tiny_model("PSIS.FCN_UPSAMPLINGS", 0)
-
-
-def test_class_specific_head_has_an_output_for_each_class():
-    model = tiny_model("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)
-    assert model.roi_heads.mask_head.predictor[-1].out_channels == 20
-    losses = training_losses(model, partial_batch(MIXED))
-    assert losses["loss_mask"].item() == pytest.approx(0.693, abs=0.01)
 
 
 def test_proposals_carry_no_copy_of_the_masks():

@@ -3,6 +3,7 @@
 import math
 
 import psis_d2  # noqa: F401
+from psis_d2.engine.setup import prepare_data
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads.shapemask import (
@@ -18,8 +19,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from head_contract import contract_config, register_data
 from model_builders import (
     SHAPEMASK,
     annotated_boxes,
@@ -70,6 +73,7 @@ def context_of(head, boxes=BOXES, classes=(0, 1), masks=None, size=(64, 64), cha
         pool=lambda _: features,
         targets=targets,
         wide_frames=[head.frames(Boxes(boxes), size)],
+        all_annotated=masks is not None,
     )
 
 
@@ -382,12 +386,6 @@ def test_priors_of_another_number_are_refused(tmp_path):
         tiny_model(*SHAPEMASK[:-1], path, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)
 
 
-@pytest.mark.parametrize("key", ["CROP", "BOX_POOLING", "FINE_FEATURES", "LOSS_NORMALIZER"])
-def test_unknown_variant_is_a_clear_error(key):
-    with pytest.raises(UserError, match=f"PSIS.SHAPEMASK.{key} is 'other'; choose one of"):
-        tiny_model(*SHAPEMASK, f"PSIS.SHAPEMASK.{key}", "other")
-
-
 # ---- on the road --------------------------------------------------------------------------------
 
 
@@ -410,3 +408,27 @@ def test_masks_reach_outside_of_their_boxes():
     columns = columns.nonzero()
     assert (columns.min().item(), columns.max().item() + 1) == (35, 85)
     assert found.pred_boxes.tensor.tolist() == [[40, 32, 80, 64]]
+
+
+def test_what_a_teacher_and_a_student_need_is_prepared(tmp_path, catalogs):
+    register_data(tmp_path)
+    key = "PSIS.TEACHER_STUDENT"
+    head = ("MODEL.ROI_MASK_HEAD.NAME", "TeacherStudentMaskHead", "PSIS.SHAPEMASK.PRIORS", "")
+    for student, files in (
+        ("FCNMaskHead", {"shape_priors.npz"}),
+        ("ShapeMaskHead", {"shape_priors.npz", "class_shape_priors.npz"}),
+    ):
+        keys = (*head, f"{key}.TEACHER", "ShapeMaskHead", f"{key}.STUDENT", student)
+        cfg = contract_config("quick/shapemask_shapes.yaml", tmp_path, *keys)
+        prepare_data(cfg)
+        assert {path.name for path in tmp_path.glob("*.npz")} == files
+        losses = training_losses(build_model(cfg), partial_batch(MIXED))
+        assert losses.keys() >= {"loss_mask", "loss_mask_teacher", "loss_prior_teacher"}
+        assert all(loss.isfinite() for loss in losses.values())
+    for path in tmp_path.glob("*.npz"):
+        path.unlink()
+    options = (f"{key}.TEACHER_OPTS", ["PSIS.SHAPEMASK.SHAPE_PRIOR", False])
+    keys = (*head, f"{key}.TEACHER", "ShapeMaskHead", *options)
+    prepare_data(contract_config("quick/shapemask_shapes.yaml", tmp_path, *keys))
+    prepare_data(contract_config("quick/agnostic_shapes.yaml", tmp_path))
+    assert not list(tmp_path.glob("*.npz"))

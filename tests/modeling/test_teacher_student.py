@@ -4,12 +4,12 @@ import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.framed_masks import FramedMasks
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.teacher_student import (
-    PseudoMasks,
     TeacherStudentMaskHead,
     resize_map,
 )
+from psis_d2.modeling.pseudo_masks import PseudoMasks
 
 import pytest
 import torch
@@ -21,7 +21,6 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from model_builders import (
-    CPMASK,
     HOURGLASS,
     MASKX,
     SHAPEMASK,
@@ -196,7 +195,8 @@ def scene(kind="threshold", teacher=None, **options):
         teacher=DrawnHead(teacher),
         student=DrawnHead(student, 3, [2, 0, 0, 2]),
         num_classes=3,
-        pseudo_masks=PseudoMasks(kind, crf=crf, pixel_std=(60.0,) * 3),
+        pseudo_masks=PseudoMasks(kind, crf=crf),
+        pixel_std=(60.0,) * 3,
         **options,
     )
     return head, context
@@ -228,9 +228,7 @@ def test_every_pixel_of_the_student_s_target(kind):
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_without_cleaning_the_teacher_has_the_last_word(kind):
     head, context = scene(kind)
-    head.pseudo_masks = PseudoMasks(
-        kind, cleaning=False, crf=head.pseudo_masks.crf, pixel_std=(60.0,) * 3
-    )
+    head.pseudo_masks = PseudoMasks(kind, cleaning=False, crf=head.pseudo_masks.crf)
     raw = targets_of(head, context)[0]
     inside = torch.zeros(8, 8, dtype=torch.bool)
     inside[1:6, 1:7] = True
@@ -414,53 +412,27 @@ def as_teacher(keys):
     return (*renamed, *TEACHER_STUDENT)
 
 
-TEACHERS = {
-    "shapeprop": SHAPEPROP,
-    "maskx": MASKX,
-    "hourglass": HOURGLASS,
-    "shapemask": SHAPEMASK,
-    "cpmask": CPMASK,
-}
-
-
-@pytest.mark.parametrize("name", TEACHERS)
-def test_any_head_teaches(name):
-    model = tiny_model(*as_teacher(TEACHERS[name]))
-    head = model.roi_heads.mask_head
-    batch = partial_batch([[True, False, True], [False, True]])
-    losses = training_losses(model, batch)
-    alone = training_losses(tiny_model(*TEACHERS[name]), batch)
-    of_teacher = {x.removesuffix("_teacher") for x in losses if x.endswith("_teacher")}
-    assert of_teacher == alone.keys() - training_losses(tiny_model(), batch).keys() | {"loss_mask"}
-    sum(losses.values()).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
-    assert any(p.grad.ne(0).any() for p in head.student.parameters())
-    with torch.no_grad():
-        outputs = model.eval().inference(batch, annotated_boxes(batch))
-    assert outputs[0]["instances"].pred_masks.shape == (3, 64, 64)
-
-
 def test_the_heads_needs_are_passed_on():
     def needs(*keys):
-        head = tiny_model(*keys).roi_heads.mask_head
-        return {
-            "sampled": head.uses_sampled,
-            "images": head.uses_images,
-            "predictor": head.needs_box_predictor,
-            "around": head.looks_around,
-        }
+        return tiny_model(*keys).roi_heads.mask_head.needs
 
-    plain = dict.fromkeys(("sampled", "images", "predictor", "around"), False)
-    assert needs(*TEACHER_STUDENT) == plain
-    assert needs(*TEACHER_STUDENT, f"{KEY}.POSTPROCESS", "crf") == plain | {"images": True}
-    assert needs(*as_teacher(SHAPEPROP)) == plain | {"sampled": True}
-    assert needs(*as_teacher(MASKX)) == plain | {"predictor": True}
-    assert needs(*as_teacher(SHAPEMASK)) == plain | {"around": True}
+    assert needs(*TEACHER_STUDENT) == Needs()
+    assert needs(*TEACHER_STUDENT, f"{KEY}.POSTPROCESS", "crf") == Needs(images=True)
+    assert needs(*as_teacher(SHAPEPROP)) == Needs(sampled=True)
+    assert needs(*as_teacher(SHAPEPROP), f"{KEY}.STUDENT", "MaskXMaskHead") == Needs(
+        sampled=True, box_predictor=True
+    )
+    assert needs(*as_teacher(SHAPEMASK)) == Needs(wide_frames=True)
     only = (f"{KEY}.STUDENT_ONLY", True)
-    assert needs(*as_teacher(MASKX), *only) == plain
-    assert needs(*as_teacher(SHAPEMASK), *only) == plain | {"around": True}
+    assert needs(*as_teacher(MASKX), *only) == Needs()
+    assert needs(*as_teacher(SHAPEMASK), *only) == Needs(wide_frames=True)
+
+
+def test_two_heads_need_what_either_needs_on_the_frames_of_the_first():
+    first = Needs(sampled=True, box_features=True, canonical_frame=7)
+    second = Needs(images=True, box_predictor=True, wide_frames=True, canonical_frame=9)
+    assert first | second == Needs(True, True, True, True, False, 7)
+    assert second | first == Needs(True, True, True, True, True, 9)
 
 
 def test_the_student_sees_what_the_teacher_sees():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
+from psis_d2.data.coco import register_coco_json
 from psis_d2.data.fewshot import register_few_shots
 from psis_d2.data.splits import SHAPES_SEEN_NAMES, SHAPES_UNSEEN_NAMES
 from psis_d2.errors import UserError
@@ -13,17 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 def _prepare_partial_shapes(folder: str) -> None:
+    # Imported late: it needs OpenCV.
     from psis_d2.data.datasets.partial_shapes import prepare
 
     prepare(folder)
-
-
-def _load_partial_shapes(folder: str, json_file: str, image_root: str, name: str) -> list[dict]:
-    # Imported late: psis_d2.data imports this package.
-    from psis_d2.data.coco import load_coco
-
-    _prepare_partial_shapes(folder)
-    return load_coco(json_file, image_root, name)
 
 
 def register_partial_shapes(root: str) -> None:
@@ -40,16 +34,11 @@ def register_partial_shapes(root: str) -> None:
             continue
         json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
         image_root = os.path.join(folder, split)
-        DatasetCatalog.register(
-            name, functools.partial(_load_partial_shapes, folder, json_file, image_root, name)
-        )
+        prepare = functools.partial(_prepare_partial_shapes, folder)
+        register_coco_json(name, json_file, image_root, prepare)
         MetadataCatalog.get(name).set(
             thing_classes=class_names,
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(class_names))},
-            json_file=json_file,
-            image_root=image_root,
-            evaluator_type="coco",
-            psis_prepare=functools.partial(_prepare_partial_shapes, folder),
         )
 
 
@@ -57,15 +46,8 @@ def _require_visual_genome(json_file: str) -> None:
     if not os.path.isfile(json_file):
         raise UserError(
             f"Visual Genome is not there as a COCO-format json ({json_file} is missing); make it "
-            "with tools/prepare_visual_genome.py."
+            "with psis-d2 prepare-visual-genome."
         )
-
-
-def _load_visual_genome(json_file: str, image_root: str, name: str) -> list[dict]:
-    from psis_d2.data.coco import load_coco
-
-    _require_visual_genome(json_file)
-    return load_coco(json_file, image_root, name)
 
 
 def register_visual_genome(root: str) -> None:
@@ -79,15 +61,8 @@ def register_visual_genome(root: str) -> None:
         if name in DatasetCatalog:
             continue
         json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
-        DatasetCatalog.register(
-            name, functools.partial(_load_visual_genome, json_file, folder, name)
-        )
-        MetadataCatalog.get(name).set(
-            json_file=json_file,
-            image_root=folder,
-            evaluator_type="coco",
-            psis_prepare=functools.partial(_require_visual_genome, json_file),
-        )
+        prepare = functools.partial(_require_visual_genome, json_file)
+        register_coco_json(name, json_file, folder, prepare)
 
 
 register_visual_genome(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

@@ -30,11 +30,13 @@ from psis_d2.data.datasets.shapes_scene import (
     render_image,
 )
 from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
+
+cv2 = require("cv2")
 
 __all__ = [
     "SEEN_SHAPES",

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 
-import cv2
+from psis_d2.optional import require
+
 import numpy as np
+
+cv2 = require("cv2")
 
 _SUPERSAMPLING = 4
 _FIXED_POINT_BITS = 4  # cv2.fillPoly takes integers: sixteenths of a (supersampled) pixel

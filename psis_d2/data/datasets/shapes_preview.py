@@ -9,9 +9,11 @@ from psis_d2.data.datasets.shapes_scene import (
     render_category,
     render_image,
 )
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
+
+cv2 = require("cv2")
 
 _WHITE = (255, 255, 255)
 _SEEN_COLOR = (40, 200, 60)

@@ -15,9 +15,11 @@ from functools import cache
 from psis_d2.data.datasets import shapes_drawing as drawing
 from psis_d2.data.splits import SHAPES_SEEN_NAMES as SEEN_SHAPES
 from psis_d2.data.splits import SHAPES_UNSEEN_NAMES as UNSEEN_SHAPES
+from psis_d2.optional import require
 
-import cv2
 import numpy as np
+
+cv2 = require("cv2")
 
 SHAPE_NAMES = (*SEEN_SHAPES, *UNSEEN_SHAPES)
 """The 20 categories; the category at position ``i`` has id ``i + 1`` in the json."""

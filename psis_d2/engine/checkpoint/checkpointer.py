@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 
 from psis_d2.engine.checkpoint.entry import KEY, check_entry, make_entry, seal, seen_names
-from psis_d2.engine.checkpoint.reading import DamagedCheckpoint, read_file
+from psis_d2.engine.checkpoint.reading import DamagedCheckpoint, local_file, read_file
 from psis_d2.engine.checkpoint.weights import read_checkpoint
 from psis_d2.errors import UserError
 from psis_d2.files import remove_unfinished, written_at_once
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ class Checkpointer(DetectionCheckpointer):
         self.entry = {}
         self._path = path
         if path:
-            path = _local(path)
+            path = local_file(path)
             if not os.path.isfile(path):
                 read_file(path)  # which says what is wrong
         try:
@@ -352,22 +351,3 @@ def remove_leftovers(folder: str) -> None:
 def _some(names: Sequence[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" * (len(names) > limit)
     return f"{', '.join(names[:limit]) or 'no category'}{more}"
-
-
-def _local(path: str) -> str:
-    """A file on this machine, downloaded if `path` is an address.
-
-    Raises:
-        UserError: it cannot be.
-    """
-    if "://" not in path:
-        return path  # whether it is there is said when it is read
-    try:
-        return PathManager.get_local_path(path)
-    except Exception as error:  # of urllib, sockets, and handlers that are not there
-        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"The weights {path} cannot be downloaded ({reason}); download them elsewhere and give "
-            "the file as MODEL.WEIGHTS, or train from random weights with MODEL.WEIGHTS '' and a "
-            "norm that learns (MODEL.RESNETS.NORM BN)."
-        ) from error

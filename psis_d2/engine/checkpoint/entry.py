@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psis_d2
-from psis_d2.engine.checkpoint.reading import DamagedCheckpoint, read_file
+from psis_d2.engine.checkpoint.reading import DamagedCheckpoint, local_file, read_file
 from psis_d2.errors import UserError
 
 import detectron2
@@ -60,12 +60,12 @@ def read_entry(path: str) -> dict:
     """What a checkpoint says of itself, without its tensors; {} for files that say nothing.
 
     Args:
-        path: a local file.
+        path: a file or an address.
 
     Raises:
-        UserError: the file is no checkpoint or its entry is of the wrong types.
+        UserError: the file is not there, is no checkpoint or its entry is of the wrong types.
     """
-    return check_entry(read_file(path, lazy=True).get(KEY), path)
+    return check_entry(read_file(local_file(path), lazy=True).get(KEY), path)
 
 
 def check_entry(entry: Any, path: str) -> dict:

@@ -5,6 +5,7 @@ Nothing in a file is run: PyTorch's files are read with ``weights_only``, other 
 """
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ from psis_d2.errors import UserError
 
 import numpy as np
 import torch
+from detectron2.utils.file_io import PathManager
 
 TRUST_FLAG = "--trust-checkpoint"
 
@@ -113,6 +115,25 @@ def _other_kind(path: str, head: bytes) -> str:
     return ""
 
 
+def local_file(path: str) -> str:
+    """A file on this machine, downloaded if `path` is an address.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    if "://" not in path:
+        return path  # whether it is there is said when it is read
+    try:
+        return PathManager.get_local_path(path)
+    except Exception as error:  # of urllib, sockets, and handlers that are not there
+        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"The weights {path} cannot be downloaded ({reason}); download them elsewhere and give "
+            "the file as MODEL.WEIGHTS, or train from random weights with MODEL.WEIGHTS '' and a "
+            "norm that learns (MODEL.RESNETS.NORM BN)."
+        ) from error
+
+
 # ------------------------------------------------------------------------------- formats
 
 
@@ -206,16 +227,19 @@ def _is_safetensors(path: str, head: bytes) -> bool:
 
 def _read_safetensors(path: str) -> dict:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError:
         raise UserError(
             f"The checkpoint {path} is in the safetensors format; install it (pip install "
             f"safetensors), or {_WAY_OUT}."
         ) from None
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            content = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+            if entry := (file.metadata() or {}).get("psis_d2"):  # published models have it there
+                content["psis_d2"] = json.loads(entry)
+        return content
+    except (SafetensorError, ValueError) as error:
         raise _damaged(path, _first_line(error)) from error
 
 

@@ -7,10 +7,12 @@ Legend: n instances, B images, H x W cells of the masks' grid.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
+from psis_d2.errors import UserError
 from psis_d2.modeling.box_supervision import cell_indicators, pairwise_loss, projection_loss
+from psis_d2.modeling.condinst.box_grids import paste_into_boxes, pool_from_boxes
 from psis_d2.modeling.condinst.dynamic_filters import (
     Controller,
     DynamicLayers,
@@ -20,7 +22,7 @@ from psis_d2.modeling.condinst.dynamic_filters import (
 from psis_d2.modeling.condinst.mask_branch import MaskBranch
 from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
 from psis_d2.modeling.losses import dice_loss, zero_loss
-from psis_d2.modeling.pseudo_masks import PSEUDO_MASKS, pseudo_masks
+from psis_d2.modeling.pseudo_masks import PseudoMasks
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +54,21 @@ class MaskTargets:
     seen: Tensor
     """bool [B, H, W], what they cover in each image."""
     similar: Tensor | None
-    """bool [B, 4, H, W], see :func:`~psis_d2.modeling.box_supervision.similar_neighbors`."""
+    """bool [B, 4, H, W], see :func:`~psis_d2.modeling.box_supervision.similar_neighbors`; None
+    without losses on boxes."""
+    colors: Tensor | None = None
+    """float [n, 3, S, S], the image in each box, in gray levels but for a constant; None without a
+    CRF."""
 
     def part(self, item) -> "MaskTargets":
         """The targets of some of the instances."""
-        of_instances = (self.cells[item], self.has_mask[item], self.truth_rows[item])
-        return MaskTargets(*of_instances, self.truth, self.seen, self.similar)
+        return replace(
+            self,
+            cells=self.cells[item],
+            has_mask=self.has_mask[item],
+            truth_rows=self.truth_rows[item],
+            colors=None if self.colors is None else self.colors[item],
+        )
 
 
 class DynamicMaskHead(nn.Module):
@@ -71,7 +82,8 @@ class DynamicMaskHead(nn.Module):
     paper's class-specific head is to a RoI head: own convolutions on shared features, and a last
     layer of as many kernels as classes, of which the instance's class chooses one. It learns from
     true masks and, where there are none, from the teacher's, by CondInst's loss; the teacher does
-    not learn from it. At test time it is alone.
+    not learn from it. A CRF sees each box in the same number of cells, whatever its size, as it
+    does beside RoI heads. At test time the student is alone.
 
     Args:
         input_shape: of the mask branch's feature maps, from high to low resolution.
@@ -80,9 +92,12 @@ class DynamicMaskHead(nn.Module):
         channels, branch_dim, branch_convs, branch_norm: see :class:`MaskBranch`.
         layers: the dynamic network.
         student_layers: the student's, None for no student.
-        pseudo_mode: how the student's masks are made of the teacher's, see :func:`pseudo_masks` ...
-        pseudo_start: ... and from which iteration on they are used.
-        upsampling: masks have so many times the resolution of the mask branch.
+        pseudo_masks: how its masks are made of the teacher's.
+        warm_start: iterations in which the student learns from true masks only.
+        teacher_weight, student_weight: factors of all losses of the two, if there is a student.
+        pseudo_weight: factor of the student's loss of an instance without a true mask.
+        predict_with: whose masks are predicted, if there is a student: "student" or "teacher".
+        upsampling: factor from the resolution of the mask branch to that of masks.
         at_a_time: instances whose masks are in memory together; 0 = all.
         dilation: distance of pairs in cells.
         pairwise_warmup: iterations in which the pairwise loss grows linearly to its full weight.
@@ -103,8 +118,12 @@ class DynamicMaskHead(nn.Module):
         branch_norm: str,
         layers: DynamicLayers,
         student_layers: DynamicLayers | None = None,
-        pseudo_mode: str = "interaction",
-        pseudo_start: int = 0,
+        pseudo_masks: PseudoMasks | None = None,
+        warm_start: int = 0,
+        teacher_weight: float = 1.0,
+        student_weight: float = 1.0,
+        pseudo_weight: float = 1.0,
+        predict_with: str = "student",
         upsampling: int = 2,
         at_a_time: int = 64,
         dilation: int = 2,
@@ -125,8 +144,17 @@ class DynamicMaskHead(nn.Module):
         self.student = None
         if student_layers is not None:
             self.student = Controller(tower_dim, student_layers.num_params)
-        self.pseudo_mode = pseudo_mode
-        self.pseudo_start = pseudo_start
+        self.pseudo_masks = pseudo_masks or PseudoMasks()
+        self.warm_start = warm_start
+        self.teacher_weight = 1.0 if student_layers is None else teacher_weight
+        self.student_weight = student_weight
+        self.pseudo_weight = pseudo_weight
+        self.predicts_with_student = student_layers is not None and predict_with == "student"
+        if student_only and not self.predicts_with_student:
+            raise UserError(
+                "PSIS.TEACHER_STUDENT.PREDICT_WITH is teacher, but with STUDENT_ONLY True there is "
+                "none; set it to student."
+            )
         self.at_a_time = at_a_time
         self.dilation = dilation
         self.pairwise_warmup = pairwise_warmup
@@ -135,8 +163,7 @@ class DynamicMaskHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape, tower_dim):
         node = cfg.PSIS.CONDINST
-        check_choice("PSIS.CONDINST.SUPERVISION", node.SUPERVISION, LOSSES)
-        check_choice("PSIS.CONDINST.PSEUDO_MASKS", node.PSEUDO_MASKS, PSEUDO_MASKS)
+        check_keys(cfg, "PSIS.CONDINST")
         if node.STUDENT and node.SUPERVISION == "boxes":
             raise UserError(
                 "PSIS.CONDINST.STUDENT learns from true masks, and PSIS.CONDINST.SUPERVISION is "
@@ -144,7 +171,7 @@ class DynamicMaskHead(nn.Module):
             )
         classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         shape = {"features": node.CHANNELS, "dim": node.HEAD_DIM, "depth": node.HEAD_LAYERS}
-        return {
+        arguments = {
             "input_shape": input_shape,
             "tower_dim": tower_dim,
             "supervision": node.SUPERVISION,
@@ -153,16 +180,15 @@ class DynamicMaskHead(nn.Module):
             "branch_convs": node.BRANCH_CONVS,
             "branch_norm": node.BRANCH_NORM,
             "layers": DynamicLayers(**shape),
-            "student_layers": DynamicLayers(**shape, classes=classes) if node.STUDENT else None,
-            "pseudo_mode": node.PSEUDO_MASKS,
-            "pseudo_start": node.PSEUDO_START,
             "upsampling": node.UPSAMPLING,
             "at_a_time": node.INSTANCES_AT_A_TIME,
             "dilation": node.PAIRWISE_DILATION,
             "pairwise_warmup": node.PAIRWISE_WARMUP,
             "collapse_fill": node.COLLAPSE_FILL,
-            "student_only": node.STUDENT and cfg.PSIS.TEACHER_STUDENT.STUDENT_ONLY,
         }
+        if node.STUDENT:  # else its keys are not read, and setting one is known to be in vain
+            arguments |= _student_arguments(cfg, DynamicLayers(**shape, classes=classes))
+        return arguments
 
     @property
     def mask_stride(self) -> int:
@@ -179,6 +205,11 @@ class DynamicMaskHead(nn.Module):
         """Whether instances without a true mask have a loss."""
         return self.uses_boxes or self.student is not None
 
+    @property
+    def uses_colors(self) -> bool:
+        """Whether training needs the colors in boxes."""
+        return self.student is not None and self.pseudo_masks.uses_colors
+
     def forward(self, maps: list[Tensor], tower: list[Tensor], queries: Queries) -> Tensor:
         """Test time: masks, float [n, H, W] in [0, 1].
 
@@ -189,7 +220,7 @@ class DynamicMaskHead(nn.Module):
         """
         features = self.branch(maps).float()
         controller, layers = self.controller, self.layers
-        if self.student is not None:
+        if self.predicts_with_student:
             controller, layers = self.student, self.student_layers
         filters = controller(tower, queries.images, queries.locations)
         masks = [
@@ -206,8 +237,11 @@ class DynamicMaskHead(nn.Module):
 
         ``loss_mask`` is the mean Dice loss of the mask-annotated instances, ``loss_projection`` and
         ``loss_pairwise`` are those of the instances that learn from boxes, ``loss_student`` is the
-        mean Dice loss of the student. What no instance has is a zero that is connected to all
-        parameters.
+        mean Dice loss of the student. A loss that no instance has is a zero that is connected to
+        all parameters.
+
+        With a student, ``pseudo_masks/foreground`` is logged, the share of their boxes that the
+        batch's pseudo masks fill: near 0 or 1, the student learns to mark nothing or to fill boxes.
         """
         if self.controller is None:
             raise UserError(
@@ -233,7 +267,7 @@ class DynamicMaskHead(nn.Module):
                 None if student is None else student[part],
                 queries[part],
                 targets.part(part),
-                iteration >= self.pseudo_start,
+                iteration >= self.warm_start,
             )
             if len(parts) == 1:
                 partial = self._partial_sums(*arguments)
@@ -247,12 +281,16 @@ class DynamicMaskHead(nn.Module):
         if sums["with_box"]:
             share = sums["pairs"] / (8 * sums["cells"])
             self.monitor.update(share.item(), (sums["fill"] / sums["with_box"]).item())
+        if sums["with_pseudo"]:
+            get_event_storage().put_scalar(
+                "pseudo_masks/foreground", (sums["pseudo"] / sums["with_pseudo"]).item()
+            )
         growth = min((iteration + 1) / max(self.pairwise_warmup, 1), 1.0)
         losses = {
-            "loss_mask": (sums["mask"], sums["with_mask"]),
-            "loss_projection": (sums["projection"], sums["with_box"]),
-            "loss_pairwise": (growth * sums["pairwise"], sums["pairs"]),
-            "loss_student": (sums["student"], sums["with_student"]),
+            "loss_mask": (self.teacher_weight * sums["mask"], sums["with_mask"]),
+            "loss_projection": (self.teacher_weight * sums["projection"], sums["with_box"]),
+            "loss_pairwise": (self.teacher_weight * growth * sums["pairwise"], sums["pairs"]),
+            "loss_student": (self.student_weight * sums["student"], sums["with_student"]),
         }
         return {
             name: total / count if count else zero_loss(self)
@@ -337,18 +375,48 @@ class DynamicMaskHead(nn.Module):
         annotated = targets.has_mask.nonzero()[:, 0]
         goal = torch.zeros_like(student)
         goal[annotated] = targets.truth[targets.truth_rows[annotated]]
-        others = (~targets.has_mask).nonzero()[:, 0]
+        sums = {}
         if use_pseudo:
-            columns, lines = cell_indicators(targets.cells[others], student.shape[-2:])
-            goal[others] = pseudo_masks(
-                teacher[others],
-                student.detach()[others],
-                columns[:, None] & lines[:, :, None],
-                targets.seen[queries.images[others]],
-                self.pseudo_mode,
-            ).to(goal.dtype)
+            others = (~targets.has_mask).nonzero()[:, 0]
+            pseudo, inside = self._pseudo_masks(
+                student.detach()[others], teacher[others], queries[others], targets.part(others)
+            )
+            goal[others] = pseudo.to(goal.dtype)
+            shares = (pseudo & inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1)
+            sums = {"pseudo": shares.sum(), "with_pseudo": (~targets.has_mask).sum()}
         learns = targets.has_mask | use_pseudo
-        return {
-            "student": dice_loss(student[learns], goal[learns]).sum(),
+        weights = torch.where(targets.has_mask, 1.0, self.pseudo_weight)[learns]
+        return sums | {
+            "student": (weights * dice_loss(student[learns], goal[learns])).sum(),
             "with_student": learns.sum(),
         }
+
+    def _pseudo_masks(
+        self, student: Tensor, teacher: Tensor, queries: Queries, targets: MaskTargets
+    ) -> tuple[Tensor, Tensor]:
+        """Two bool [n, H, W], the masks that the student learns and the insides of their boxes."""
+        columns, lines = cell_indicators(targets.cells, student.shape[-2:])
+        inside = columns[:, None] & lines[:, :, None]
+        if self.uses_colors:
+            side = targets.colors.shape[-1]
+            pooled = pool_from_boxes(teacher, targets.cells, side)
+            sharpened = self.pseudo_masks.sharpen(pooled, targets.colors)
+            teacher = paste_into_boxes(sharpened, targets.cells, teacher)
+        seen = targets.seen[queries.images]
+        return self.pseudo_masks(teacher, student, inside, seen), inside
+
+
+def _student_arguments(cfg, layers: DynamicLayers) -> dict:
+    """How a student learns beside a teacher, as ``PSIS.TEACHER_STUDENT`` says."""
+    check_keys(cfg, "PSIS.TEACHER_STUDENT")
+    node = cfg.PSIS.TEACHER_STUDENT
+    return {
+        "student_layers": layers,
+        "pseudo_masks": PseudoMasks.from_config(cfg),
+        "warm_start": node.WARM_START,
+        "teacher_weight": node.TEACHER_WEIGHT,
+        "student_weight": node.STUDENT_WEIGHT,
+        "pseudo_weight": node.PSEUDO_WEIGHT,
+        "predict_with": node.PREDICT_WITH,
+        "student_only": node.STUDENT_ONLY,
+    }

@@ -4,29 +4,21 @@ import math
 
 from psis_d2.errors import UserError
 from psis_d2.modeling.box_supervision import box_cells, lab_image, similar_neighbors
+from psis_d2.modeling.condinst.box_grids import edges_of
 from psis_d2.modeling.condinst.dynamic_filters import Queries
 from psis_d2.modeling.condinst.mask_head import DynamicMaskHead, MaskTargets
 from psis_d2.modeling.condinst.sampling import sample_locations
 from psis_d2.modeling.detectors.dense import DensePass
 from psis_d2.modeling.detectors.fcos import FCOS
 from psis_d2.modeling.image_masks import ImageMasks
-from psis_d2.modeling.mask_targets import shrink_masks
+from psis_d2.modeling.mask_targets import crop_images, shrink_masks
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
-
-# What the RoI mask heads know beside it, and the values with which these keys do nothing.
-_REGION_KEYS = {
-    "MASK_TRAIN_BOXES": "proposals",
-    "MASK_BOXES_PER_IMAGE": 0,
-    "ROI_CHANNEL_DROPOUT": 0.0,
-    "ROI_FEATURE_DROP": 0.0,
-    "MLP_BRANCH": False,
-}
 
 
 @META_ARCH_REGISTRY.register()
@@ -46,7 +38,9 @@ class CondInst(nn.Module):
         mask_in_features: names of the feature maps that the mask branch reads.
         locations_per_image, max_instances: see :func:`sample_locations`.
         color_threshold: see :func:`similar_neighbors`.
-        bottom_pixels: so many rows of the original image take no part in pairs of like color.
+        bottom_pixels: number of rows of the original image that take no part in pairs of like
+            color.
+        crf_side: side of a box in cells for the student's CRF.
         pixel_mean, pixel_std, input_format: of the images, as in Detectron2.
     """
 
@@ -62,6 +56,7 @@ class CondInst(nn.Module):
         max_instances: int,
         color_threshold: float,
         bottom_pixels: int,
+        crf_side: int,
         pixel_mean: list[float],
         pixel_std: list[float],
         input_format: str,
@@ -75,6 +70,7 @@ class CondInst(nn.Module):
         self.max_instances = max_instances
         self.color_threshold = color_threshold
         self.bottom_pixels = bottom_pixels
+        self.crf_side = crf_side
         self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -93,12 +89,6 @@ class CondInst(nn.Module):
                 "MODEL.MASK_ON is False, and MODEL.META_ARCHITECTURE CondInst is about masks; use "
                 "GeneralizedRCNN for a detector alone."
             )
-        for key, without_effect in _REGION_KEYS.items():
-            if cfg.PSIS[key] != without_effect:
-                raise UserError(
-                    f"PSIS.{key} is {cfg.PSIS[key]}, but MODEL.META_ARCHITECTURE CondInst has no "
-                    f"region features or training boxes; leave it {without_effect!r}."
-                )
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         return {
@@ -112,6 +102,7 @@ class CondInst(nn.Module):
             "max_instances": node.MAX_INSTANCES,
             "color_threshold": node.COLOR_THRESHOLD,
             "bottom_pixels": node.BOTTOM_PIXELS,
+            "crf_side": node.CRF_SIDE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -253,17 +244,23 @@ class CondInst(nn.Module):
             truth.append(masks)
             seen.append((masks >= 0.5).any(dim=0))
             first += len(masks)
-        similar = None
+        cells = torch.cat(cells)
+        similar, colors = None, None
         if head.uses_boxes:
             similar = torch.stack([self._similar(item, size) for item in batched_inputs])
             similar = similar.to(self.device)
+        if head.uses_colors:
+            boxes = stride * edges_of(cells)
+            of_image = [Boxes(boxes[queries.images == index]) for index in range(len(targets))]
+            colors = crop_images(images.tensor, of_image, self.crf_side) * self.pixel_std
         return MaskTargets(
-            cells=torch.cat(cells),
+            cells=cells,
             has_mask=torch.cat(has_mask),
             truth_rows=torch.cat(truth_rows),
             truth=torch.cat(truth),
             seen=torch.stack(seen),
             similar=similar,
+            colors=colors,
         )
 
     def _similar(self, item: dict, size: tuple[int, int]) -> Tensor:

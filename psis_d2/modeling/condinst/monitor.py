@@ -20,7 +20,7 @@ class BoxMaskMonitor:
     Args:
         limit: warn when the running mean of the fill ratio is above.
         start: first iteration that counts.
-        period: at most one warning in so many iterations.
+        period: number of iterations in which there is one warning at most.
     """
 
     def __init__(self, limit: float, start: int, period: int = 1000):

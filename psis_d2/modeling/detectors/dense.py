@@ -4,6 +4,7 @@ Legend: N images, A anchors a cell, R anchors of an image over all levels, K cla
 row, in [0, R), counts through the levels from high to low resolution.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import fvcore.nn.weight_init as weight_init
@@ -28,9 +29,6 @@ BOX_LOSSES = {
     "diou": distance_box_iou_loss,
     "ciou": complete_box_iou_loss,
 }
-
-
-TOWER_INITS = ("normal", "msra")
 
 
 def init_towers(head: RetinaNetHead, kind: str) -> None:
@@ -165,7 +163,7 @@ def select_proposals(
     return proposals[keep[: selection.post_nms_topk]]
 
 
-class DenseDetector(nn.Module):
+class DenseDetector(nn.Module, ABC):
     """A one-stage detector in the place of a proposal generator.
 
     Subclasses define :meth:`losses`, and :meth:`scores` if theirs is not the class probability.
@@ -243,11 +241,11 @@ class DenseDetector(nn.Module):
             losses["loss_cls"] = losses["loss_cls"] + sum(x[:, :0].sum() for x in features.values())
         return DensePass(anchors, predictions, losses)
 
+    @abstractmethod
     def losses(
         self, anchors: list[Boxes], predictions: DensePredictions, targets: list[Instances]
     ) -> dict[str, Tensor]:
         """Losses by name; with no object in the batch they are still connected to the head."""
-        raise TypeError(f"{type(self).__name__} has to define losses()")
 
     def scores(self, predictions: DensePredictions, threshold: float) -> list[Tensor]:
         """Scores [N, H * W * A, K] of each level, by which proposals are ranked.

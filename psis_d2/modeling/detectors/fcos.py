@@ -7,10 +7,10 @@ defaults are those of AdelaiDet's FCOS, which CPMask's released code stands on.
 import math
 from typing import NamedTuple
 
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
+from psis_d2.errors import UserError
 from psis_d2.modeling.detectors.dense import (
     BOX_LOSSES,
-    TOWER_INITS,
     DenseDetector,
     DensePass,
     DensePredictions,
@@ -30,8 +30,6 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
-
-CENTERNESS_BRANCHES = ("regression", "classification")
 
 
 def box_sides(centers: Tensor, boxes: Tensor) -> Tensor:
@@ -208,10 +206,8 @@ class FCOS(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        check_keys(cfg, "PSIS.FCOS")
         node = cfg.PSIS.FCOS
-        check_choice("PSIS.FCOS.CENTERNESS_ON", node.CENTERNESS_ON, CENTERNESS_BRANCHES)
-        check_choice("PSIS.FCOS.BBOX_REG_LOSS_TYPE", node.BBOX_REG_LOSS_TYPE, BOX_LOSSES)
-        check_choice("PSIS.FCOS.TOWER_INIT", node.TOWER_INIT, TOWER_INITS)
         limits = list(node.REGRESSION_LIMITS)
         if len(limits) != len(node.IN_FEATURES) - 1 or limits != sorted(limits):
             raise UserError(

@@ -5,10 +5,10 @@ Towers, anchors, matching and box coding are Detectron2's and read its ``MODEL.R
 
 import math
 
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
+from psis_d2.errors import UserError
 from psis_d2.modeling.detectors.dense import (
     BOX_LOSSES,
-    TOWER_INITS,
     DenseDetector,
     DensePredictions,
     ProposalSelection,
@@ -28,9 +28,6 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
-
-DELTA_LOSSES = ("smooth_l1", "self_adjusting")
-CLS_NORMALIZERS = ("positives", "positives_and_images")
 
 
 class SelfAdjustingSmoothL1(nn.Module):
@@ -115,11 +112,9 @@ class RetinaNet(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        check_keys(cfg, "PSIS.RETINANET")
+        check_keys(cfg, "MODEL.RETINANET")
         node, extra = cfg.MODEL.RETINANET, cfg.PSIS.RETINANET
-        loss, losses = node.BBOX_REG_LOSS_TYPE, (*DELTA_LOSSES, *BOX_LOSSES)
-        check_choice("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", loss, losses)
-        check_choice("PSIS.RETINANET.CLS_NORMALIZER", extra.CLS_NORMALIZER, CLS_NORMALIZERS)
-        check_choice("PSIS.RETINANET.TOWER_INIT", extra.TOWER_INIT, TOWER_INITS)
         shapes = [input_shape[name] for name in node.IN_FEATURES]
         anchor_generator = build_anchor_generator(cfg, shapes)
         anchors_a_cell = set(anchor_generator.num_cell_anchors)

@@ -4,6 +4,8 @@ A method subclasses :class:`RegionMaskHead`, registers itself in Detectron2's
 ``ROI_MASK_HEAD_REGISTRY`` and lives in one file of this folder.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 from psis_d2.errors import UserError
@@ -12,12 +14,43 @@ from psis_d2.modeling.framed_masks import FramedMasks
 from psis_d2.modeling.losses import mask_bce, zero_loss
 
 import torch
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-# What a head may ask the ROI heads to prepare: one made of others asks for all that they ask for.
-REQUESTS = ("uses_sampled", "uses_images", "needs_box_predictor", "needs_box_features")
+
+@dataclass(frozen=True)
+class Needs:
+    """What a mask head asks the ROI heads for, beside its regions and their features.
+
+    ``a | b`` is what a head that is made of two others needs: all that either of them asks for.
+    Both get the same features, those of the frames that `a` has.
+    """
+
+    sampled: bool = False
+    """Training: the pooled features of all sampled proposals, background included."""
+    images: bool = False
+    """Training: the images."""
+    box_predictor: bool = False
+    """``RegionContext.box_predictor``, which one-stage detectors lack."""
+    box_features: bool = False
+    """``RegionContext.box_features``; the box head has to have feature maps."""
+    wide_frames: bool = False
+    """Features and masks cover the head's ``frames()`` instead of the regions' boxes."""
+    canonical_frame: int = 224
+    """Side in pixels of the smallest frame that is pooled from P4: one of half the side is pooled
+    from P3, and so on (Lin et al., "Feature Pyramid Networks", CVPR 2017, Eq. 1)."""
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            sampled=self.sampled or other.sampled,
+            images=self.images or other.images,
+            box_predictor=self.box_predictor or other.box_predictor,
+            box_features=self.box_features or other.box_features,
+            wide_frames=self.wide_frames,
+            canonical_frame=self.canonical_frame,
+        )
 
 
 class RegionRegularizer(nn.Module):
@@ -43,32 +76,23 @@ class RegionRegularizer(nn.Module):
         return x
 
 
-class RegionMaskHead(nn.Module):
+class RegionMaskHead(nn.Module, ABC):
     """Base of all RoI mask heads: from a :class:`RegionContext` to mask logits and losses.
 
-    Subclasses implement :meth:`predict`; those with further losses extend :meth:`losses`. The class
-    attributes tell the ROI heads what to prepare.
+    Subclasses define :meth:`predict`; those with further losses extend :meth:`losses`. No loss can
+    read a mask that training may not see: :meth:`mask_loss` leaves regions without a mask out, and
+    :meth:`RegionContext.mask_targets` refuses them.
     """
 
     trains_on: ClassVar[str] = "annotated"
-    """"annotated": training regions are foreground with a mask; "foreground": all foreground."""
-    uses_sampled: bool = False
-    """Whether training needs the pooled features of all sampled proposals, background included."""
-    uses_images: bool = False
-    """Whether training needs the images."""
-    needs_box_predictor: bool = False
-    """Whether the head reads ``RegionContext.box_predictor``, which one-stage detectors lack."""
-    needs_box_features: bool = False
-    """Whether it reads ``RegionContext.box_features``: the box head has to have feature maps."""
+    """Regions that training brings: "annotated", foreground with a mask; "foreground", all
+    foreground, for a head that has a use for features without a mask."""
+    needs: Needs = Needs()
+    """What the head asks the ROI heads for; of the class, or of one that knows it when built."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
     can_fuse_mlp: ClassVar[bool] = False
     """Whether the head adds an MLP's logits where ``PSIS.MLP_BRANCH`` asks for it."""
-    looks_around: bool = False
-    """Whether features and masks cover :meth:`frames` instead of the regions' boxes."""
-    canonical_frame: int = 224
-    """Side in pixels of the smallest frame that is pooled from P4: one of half the side is pooled
-    from P3, and so on (Lin et al., "Feature Pyramid Networks", CVPR 2017, Eq. 1)."""
 
     def __init__(
         self, *, loss_weight: float = 1.0, channel_dropout: float = 0.0, feature_drop: float = 0.0
@@ -95,8 +119,18 @@ class RegionMaskHead(nn.Module):
             "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,
         }
 
+    @classmethod
+    def prepare(cls, cfg) -> None:
+        """Make the files that training a head of `cfg` needs, unless they are there; nothing here.
+
+        Called once, before processes start and models are built; see :func:`prepare_mask_head`.
+
+        Args:
+            cfg: the config that the head will be built from.
+        """
+
     def frames(self, boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
-        """What the features and masks of boxes cover, for heads that look around them.
+        """What the features and masks of boxes cover, for heads with ``needs.wide_frames``.
 
         Args:
             boxes: N boxes of an image, XYXY pixels of the input.
@@ -107,13 +141,13 @@ class RegionMaskHead(nn.Module):
         """
         return boxes
 
+    @abstractmethod
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits of the context's regions, float [R, K, M, M].
 
         With K = 1 a region has one mask, be it class-agnostic or of the region's own class; else
         there is one for each of the K classes.
         """
-        raise TypeError(f"{type(self).__name__} has to define predict(context)")
 
     def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
         """What the head saw on its way to the masks, for pictures; nothing by default.
@@ -126,7 +160,7 @@ class RegionMaskHead(nn.Module):
         return {}
 
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
-        """Losses by name, averaged over mask-annotated regions. Called with R > 0 or R = 0."""
+        """Losses by name: ``loss_mask``, see :meth:`mask_loss`. R may be 0."""
         if len(context) == 0:
             return {"loss_mask": zero_loss(self)}
         logits = self.predict(context)
@@ -135,26 +169,50 @@ class RegionMaskHead(nn.Module):
     def mask_loss(
         self, context: RegionContext, logits: Tensor, targets: Tensor | None = None
     ) -> Tensor:
-        """The weighted mask loss of logits [R, K, M, M], R > 0.
+        """The weighted mask loss, averaged over the regions with a mask.
 
-        `targets` are the context's mask targets of size M, for a head that has them already.
+        Args:
+            context: R > 0 regions.
+            logits: float [R, K, M, M].
+            targets: float [A, M, M], ``context.annotated.mask_targets(M)``, for a head that has it
+                already.
+
+        Returns:
+            float scalar, connected to all parameters of the head if no region has a mask.
         """
+        annotated = context.annotated
+        if len(annotated) == 0:
+            return zero_loss(self)
+        if annotated is not context:
+            logits = logits[context.has_mask]
         if targets is None:
-            targets = context.mask_targets(logits.shape[-1])
-        return self.loss_weight * mask_bce(logits, targets, context.classes)
+            targets = annotated.mask_targets(logits.shape[-1])
+        return self.loss_weight * mask_bce(logits, targets, annotated.classes)
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
         """Losses in training; else the regions with ``pred_masks``, [R, 1, M, M] in [0, 1].
 
-        Masks of a head that looks around are :class:`~psis_d2.modeling.framed_masks.FramedMasks`.
+        Masks of wide frames are :class:`~psis_d2.modeling.framed_masks.FramedMasks`.
         """
         if self.training:
             return self.losses(context)
         # Detectron2 pastes an empty tensor as it is, whatever the size of its empty masks.
         logits = self.predict(context) if len(context) else context.features.new_zeros(0, 1, 1, 1)
         mask_rcnn_inference(logits, context.regions)
-        if self.looks_around:
+        if self.needs.wide_frames:
             for regions, frames in zip(context.regions, context.frames, strict=True):
                 masks = regions.pred_masks[:, 0]
                 regions.pred_masks = FramedMasks(masks, frames.tensor, regions.image_size)
         return context.regions
+
+
+def prepare_mask_head(cfg) -> None:
+    """Let the mask head that a config names make the files that its training needs.
+
+    Args:
+        cfg: the config; ``MODEL.ROI_MASK_HEAD.NAME`` may be a head of Detectron2's, too.
+    """
+    name = cfg.MODEL.ROI_MASK_HEAD.NAME
+    kind = ROI_MASK_HEAD_REGISTRY.get(name) if cfg.MODEL.MASK_ON and name else None
+    if isinstance(kind, type) and issubclass(kind, RegionMaskHead):
+        kind.prepare(cfg)

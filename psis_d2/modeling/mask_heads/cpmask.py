@@ -14,7 +14,7 @@ phi; here it reaches them.
 
 from typing import NamedTuple
 
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
@@ -33,8 +33,6 @@ from torch import Tensor, nn
 # A single foreground pixel could only be asked to attend to itself; the released code leaves such
 # regions out, too.
 _MIN_FOREGROUND = 2
-# Not SyncBN: a process whose regions all lack masks would keep the others waiting.
-_NORMS = ("", "BN", "GN")
 
 
 def affinity_loss(sums: Tensor, foreground: Tensor, terms: int = 2) -> Tensor:
@@ -155,12 +153,13 @@ class CPMaskHead(RegionMaskHead):
         input_shape: shape of the RoI features (channels, P, P).
         num_outputs: 1 for class-agnostic masks (the paper's), else the number of classes.
         conv_dim, num_convs, norm: the mask trunk, as in the fully convolutional head.
-        boundary: whether there is a boundary-parsing module ...
-        boundary_convs: ... with so many convolutions, as wide as the RoI features ...
-        boundary_width: ... which learns a band of this width, see :func:`boundary_targets` ...
-        fusion, fusion_norm: ... and is fused with the RoI features, see :class:`BoundaryFusion`.
-        affinity: whether there is an affinity-parsing module ...
-        affinity_terms: ... and how many terms its loss has, see :func:`affinity_loss`; 0 for none.
+        boundary: whether there is a boundary-parsing module.
+        boundary_convs: its convolutions, as wide as the RoI features.
+        boundary_width: width of the band that it learns, see :func:`boundary_targets`.
+        fusion, fusion_norm: whether and how it is fused with the RoI features, see
+            :class:`BoundaryFusion`.
+        affinity: whether there is an affinity-parsing module.
+        affinity_terms: number of terms of its loss, see :func:`affinity_loss`; 0 for no loss.
         affinity_scale, affinity_norm, affinity_gamma: see :class:`AffinityParsing`.
         boundary_weight, affinity_weight: weights of the two losses.
         **kwargs: see :class:`RegionMaskHead`.
@@ -212,15 +211,8 @@ class CPMaskHead(RegionMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_keys(cfg, "PSIS.CPMASK")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.CPMASK
-        for key in ("FUSION_NORM", "AFFINITY_NORM"):
-            check_choice(f"PSIS.CPMASK.{key}", node[key], _NORMS)
-        if node.AFFINITY_TERMS not in (0, 1, 2):
-            raise UserError(f"PSIS.CPMASK.AFFINITY_TERMS is {node.AFFINITY_TERMS}; choose 0, 1, 2.")
-        if node.BOUNDARY_WIDTH < 1:
-            raise UserError(
-                f"PSIS.CPMASK.BOUNDARY_WIDTH is {node.BOUNDARY_WIDTH}; it must be at least 1 cell."
-            )
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
@@ -228,7 +220,18 @@ class CPMaskHead(RegionMaskHead):
             "conv_dim": head.CONV_DIM,
             "num_convs": head.NUM_CONV,
             "norm": head.NORM,
-            **{key.lower(): value for key, value in node.items()},
+            "boundary": node.BOUNDARY,
+            "boundary_convs": node.BOUNDARY_CONVS,
+            "boundary_width": node.BOUNDARY_WIDTH,
+            "fusion": node.FUSION,
+            "fusion_norm": node.FUSION_NORM,
+            "affinity": node.AFFINITY,
+            "affinity_terms": node.AFFINITY_TERMS,
+            "affinity_scale": node.AFFINITY_SCALE,
+            "affinity_norm": node.AFFINITY_NORM,
+            "affinity_gamma": node.AFFINITY_GAMMA,
+            "boundary_weight": node.BOUNDARY_WEIGHT,
+            "affinity_weight": node.AFFINITY_WEIGHT,
         }
 
     def basic_features(self, features: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -13,11 +13,12 @@ alone, so that the cost does not grow with the number of classes.
 
 import os
 
-from psis_d2.data.build import get_class_names
+from psis_d2.config_rules import check_keys
+from psis_d2.data.catalog import get_class_names
 from psis_d2.data.word_vectors import read_class_vectors
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import MaskMLP, conv_tower, upsample_layers
 
 import fvcore.nn.weight_init as weight_init
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 DETECTION_WEIGHTS = ("cls", "box", "cls+box")
 _RANDN_DIM = 300  # released code: as long as the word vectors whose control it is
 _ACTIVATIONS = {"ReLU": nn.ReLU, "LeakyReLU": lambda: nn.LeakyReLU(0.1)}
-_LAYERS = (1, 2, 3)
 
 
 def detection_weights(box_predictor: nn.Module, classes: Tensor, source: str) -> Tensor:
@@ -109,7 +109,7 @@ class MaskXMaskHead(RegionMaskHead):
         super().__init__(**kwargs)
         channels = input_shape.channels
         self.source = source
-        self.needs_box_predictor = source != ""
+        self.needs = Needs(box_predictor=source != "")
         self.stop_gradient = stop_gradient
         self.register_buffer("embeddings", embeddings)
         self.trunk = conv_tower(channels, conv_dim, num_convs, norm)
@@ -119,13 +119,8 @@ class MaskXMaskHead(RegionMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_keys(cfg, "PSIS.MASKX")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.MASKX
-        for key, choices in (("LAYERS", _LAYERS), ("ACTIVATION", tuple(_ACTIVATIONS))):
-            if node[key] not in choices:
-                raise UserError(
-                    f"PSIS.MASKX.{key} is '{node[key]}'; choose one of "
-                    f"{', '.join(map(str, choices))}."
-                )
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
@@ -173,7 +168,9 @@ def _embedding_arguments(cfg, input_shape: ShapeSpec) -> dict:
     if source == "randn":
         # A generator of its own: all processes and runs have to agree on these vectors.
         generator = torch.Generator().manual_seed(0)
-        embeddings = torch.randn(cfg.MODEL.ROI_HEADS.NUM_CLASSES, _RANDN_DIM, generator=generator)
+        embeddings = torch.randn(
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES, _RANDN_DIM, generator=generator, device="cpu"
+        )
     elif os.path.isfile(source):
         names = get_class_names((cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)[0])
         embeddings = read_class_vectors(source, names)

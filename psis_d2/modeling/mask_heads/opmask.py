@@ -13,8 +13,7 @@ computed from its box, like the RoI features that it is added to, and so are tho
 
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
-from psis_d2.modeling.losses import mask_bce, zero_loss
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
 
 import torch
@@ -72,8 +71,7 @@ class OPMaskHead(RegionMaskHead):
     """
 
     trains_on = "foreground"
-    needs_box_predictor = True
-    needs_box_features = True
+    needs = Needs(box_predictor=True, box_features=True)
     has_shape_prior = True
 
     @configurable
@@ -134,14 +132,3 @@ class OPMaskHead(RegionMaskHead):
     def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
         """The map that is added to the RoI features, [R, P, P]."""
         return {"class activation": self.class_maps(context)}
-
-    def losses(self, context: RegionContext) -> dict[str, Tensor]:
-        """``loss_mask`` of the regions with a mask."""
-        if len(context) == 0:
-            return {"loss_mask": zero_loss(self)}
-        logits, annotated = self.predict(context), context.has_mask
-        if not annotated.any():
-            return {"loss_mask": zero_loss(self)}
-        targets = context.mask_targets(logits.shape[-1])
-        loss = mask_bce(logits[annotated], targets[annotated], context.classes[annotated])
-        return {"loss_mask": self.loss_weight * loss}

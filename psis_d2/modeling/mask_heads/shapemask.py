@@ -17,12 +17,20 @@ Legend: R regions, C channels, P side of the crop, K priors.
 
 import math
 import os
+from dataclasses import replace
 
-from psis_d2.data.shape_priors import SIDE, load_shape_priors, num_priors, priors_path
-from psis_d2.errors import UserError, check_choice
+from psis_d2.config_rules import check_keys
+from psis_d2.data.shape_priors import (
+    SIDE,
+    load_shape_priors,
+    num_priors,
+    prepare_shape_priors,
+    priors_path,
+)
+from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import conv_tower
 from psis_d2.ops import shape_prior_blend
 
@@ -34,13 +42,6 @@ from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Boxes
 from torch import Tensor, nn
-
-_CHOICES = {
-    "CROP": ("outer_box", "fixed"),
-    "BOX_POOLING": ("crop", "box"),
-    "FINE_FEATURES": ("crop", "prior"),
-    "LOSS_NORMALIZER": ("foreground", "cells"),
-}
 
 
 def outer_boxes(boxes: Boxes, scale: float, image_size: tuple[int, int]) -> Boxes:
@@ -161,7 +162,7 @@ class ShapeMaskHead(RegionMaskHead):
     """
 
     has_shape_prior = True
-    looks_around = True
+    needs = Needs(wide_frames=True)
 
     @configurable
     def __init__(
@@ -193,7 +194,8 @@ class ShapeMaskHead(RegionMaskHead):
         self.instance_embedding = instance_embedding
         self.crop, self.outer_box_scale, self.levels = crop, outer_box_scale, levels
         if crop == "fixed":
-            self.canonical_frame = self.side * 16  # a cell of P4 is 16 pixels wide
+            # a cell of P4 is 16 pixels wide
+            self.needs = replace(self.needs, canonical_frame=self.side * 16)
         self.fine_features = fine_features
         self.loss_normalizer = loss_normalizer
         self.prior_weight, self.coarse_weight = prior_weight, coarse_weight
@@ -211,9 +213,8 @@ class ShapeMaskHead(RegionMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_keys(cfg, "PSIS.SHAPEMASK")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.SHAPEMASK
-        for key, choices in _CHOICES.items():
-            check_choice(f"PSIS.SHAPEMASK.{key}", node[key], choices)
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         priors, missing = _priors_of(cfg) if node.SHAPE_PRIOR else (None, None)
         return {
@@ -239,6 +240,12 @@ class ShapeMaskHead(RegionMaskHead):
             "coarse_weight": node.COARSE_WEIGHT,
             "loss_weight": node.FINE_WEIGHT,
         }
+
+    @classmethod
+    def prepare(cls, cfg):
+        """Cluster the masks that training may see to shape priors."""
+        if cfg.PSIS.SHAPEMASK.SHAPE_PRIOR:
+            prepare_shape_priors(cfg)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -304,8 +311,8 @@ class ShapeMaskHead(RegionMaskHead):
         if self.missing_priors is not None:
             raise UserError(
                 f"The shape priors {self.missing_priors} do not exist; make them with "
-                "tools/make_shape_priors.py and name them as PSIS.SHAPEMASK.PRIORS, or start "
-                "training with train_net.py, which makes them."
+                "psis-d2 make-shape-priors and name them as PSIS.SHAPEMASK.PRIORS, or start "
+                "training with psis-d2 train, which makes them."
             )
         names = ["loss_coarse", "loss_mask"] + ["loss_prior"] * (self.shape is not None)
         if len(context) == 0:

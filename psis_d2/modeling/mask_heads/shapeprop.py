@@ -14,10 +14,10 @@ only for regions whose result is used (mask-annotated foreground in training, de
 time); the classifier alone sees all samples.
 """
 
-from psis_d2.errors import check_choice
+from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import zero_loss
-from psis_d2.modeling.mask_heads.base import RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower, plain_convs
 from psis_d2.ops import message_passing
 
@@ -31,11 +31,6 @@ from torch import Tensor, nn
 
 _TAPS = 9  # of the 3x3 neighborhood, r = 3 in the paper
 _MAX_EPS = 1e-5  # of the division by the activation's maximum, as released
-_CHOICES = {
-    "WEIGHT_NORM": ("sigmoid_sum", "softmax", "none"),
-    "ACTIVATING_LOSS": ("softmax_ce", "signed_mean"),
-    "FUSION": ("embed", "concat"),
-}
 
 
 def activating_loss(logits: Tensor, classes: Tensor, kind: str = "softmax_ce") -> Tensor:
@@ -145,7 +140,7 @@ class ShapePropMaskHead(RegionMaskHead):
         **kwargs: see :class:`RegionMaskHead`.
     """
 
-    uses_sampled = True
+    needs = Needs(sampled=True)
     has_shape_prior = True
 
     @configurable
@@ -202,10 +197,9 @@ class ShapePropMaskHead(RegionMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_keys(cfg, "PSIS.SHAPEPROP")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.SHAPEPROP
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        for key, choices in _CHOICES.items():
-            check_choice(f"PSIS.SHAPEPROP.{key}", node[key], choices)
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,

@@ -12,27 +12,25 @@ dropout, and with the running statistics of batch norms, which mask-annotated re
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
-from psis_d2.modeling.mask_heads.base import REQUESTS, RegionMaskHead
-from psis_d2.modeling.pseudo_masks import PSEUDO_MASKS, pseudo_masks
-from psis_d2.ops import mean_field
+from psis_d2.modeling.mask_heads.base import RegionMaskHead, prepare_mask_head
+from psis_d2.modeling.pseudo_masks import PREDICT_WITH, PseudoMasks
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-POSTPROCESSINGS = (*PSEUDO_MASKS, "crf")
 STUDENT_CHANNELS = ("own_class", "all")
-PREDICT_WITH = ("student", "teacher")
 
 
 def resize_map(maps: Tensor, side: int) -> Tensor:
@@ -52,56 +50,6 @@ def resize_map(maps: Tensor, side: int) -> Tensor:
     return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
 
 
-@dataclass(frozen=True)
-class PseudoMasks:
-    """The post-processing of the teacher's predictions, sigma in Eq. 4 (paper sec. 4.2 and 5.1).
-
-    Args:
-        kind: "threshold"; "crf", then threshold; "interaction", the mean of the teacher's
-            probability and the student's of the annotated class, then threshold.
-        threshold: least probability of foreground.
-        cleaning: make background of what lies in a mask-annotated object of the image, or outside
-            of the region's annotated box.
-        crf: settings of :func:`psis_d2.ops.mean_field`.
-        pixel_std: what the channels of the model's input were divided by; the CRF's colors are
-            what they were before.
-    """
-
-    kind: str = "interaction"
-    threshold: float = 0.5
-    cleaning: bool = True
-    crf: Mapping[str, float] = field(default_factory=dict)
-    pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
-
-    @torch.no_grad()
-    def __call__(self, context: RegionContext, teacher: Tensor, student: Tensor) -> Tensor:
-        """Targets for regions without a mask.
-
-        Args:
-            context: R of these regions.
-            teacher: float [R, N, N], logits. For another side than M see :func:`resize_map`: the
-                probabilities are brought to the student's cells before anything else.
-            student: float [R, M, M], logits of the annotated class.
-
-        Returns:
-            float32 [R, M, M] of 0 and 1.
-        """
-        side = student.shape[-1]
-        probability = resize_map(teacher.float().sigmoid()[:, None], side)
-        if self.kind == "crf":
-            std = probability.new_tensor(self.pixel_std).view(-1, 1, 1)
-            probability = mean_field(probability, context.image_crops(side) * std, **self.crf)
-        masks = pseudo_masks(
-            probability[:, 0],
-            student.float().sigmoid(),
-            context.object_cells(side) if self.cleaning else None,
-            context.annotated_cells(side) if self.cleaning else None,
-            mode="threshold" if self.kind == "crf" else self.kind,
-            threshold=self.threshold,
-        )
-        return masks.float()
-
-
 @ROI_MASK_HEAD_REGISTRY.register()
 class TeacherStudentMaskHead(RegionMaskHead):
     """A class-specific student beside a class-agnostic teacher.
@@ -119,6 +67,8 @@ class TeacherStudentMaskHead(RegionMaskHead):
         student: with a mask for each class, or one that is its class's own.
         num_classes: number of foreground classes K.
         pseudo_masks: the post-processing.
+        pixel_std: what the channels of the model's input were divided by; the CRF's colors are
+            what they were before.
         channels: "own_class": only the channel of the region's class learns; "all": all do, the
             target of the other classes' is empty (Eq. 3).
         warm_start: iterations in which the student learns from true masks only; regions without are
@@ -139,6 +89,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         student: RegionMaskHead,
         num_classes: int,
         pseudo_masks: PseudoMasks,
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
         channels: str = "own_class",
         warm_start: int = 0,
         teacher_weight: float = 1.0,
@@ -153,6 +104,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         self.student = student
         self.num_classes = num_classes
         self.pseudo_masks = pseudo_masks
+        self.pixel_std = tuple(pixel_std)
         self.channels = channels
         self.warm_start = warm_start
         self.teacher_weight = teacher_weight
@@ -164,37 +116,35 @@ class TeacherStudentMaskHead(RegionMaskHead):
                 "none; set it to student."
             )
 
-        self.looks_around = teacher.looks_around
-        self.canonical_frame = teacher.canonical_frame
-        self._frames = teacher.frames  # which the student keeps when the teacher is gone
-        heads = [student] if student_only else [teacher, student]
-        for request in REQUESTS:
-            setattr(self, request, any(getattr(head, request) for head in heads))
-        self.uses_images |= pseudo_masks.kind == "crf"
+        # The student keeps the teacher's frames also when the teacher is gone.
+        self._frames = teacher.frames
+        if student_only:
+            self.needs = replace(
+                student.needs,
+                wide_frames=teacher.needs.wide_frames,
+                canonical_frame=teacher.needs.canonical_frame,
+            )
+        else:
+            self.needs = teacher.needs | student.needs
+            if pseudo_masks.uses_colors:
+                self.needs = replace(self.needs, images=True)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         node = cfg.PSIS.TEACHER_STUDENT
-        check_choice("PSIS.TEACHER_STUDENT.POSTPROCESS", node.POSTPROCESS, POSTPROCESSINGS)
         check_choice(
             "PSIS.TEACHER_STUDENT.STUDENT_CHANNELS", node.STUDENT_CHANNELS, STUDENT_CHANNELS
         )
         check_choice("PSIS.TEACHER_STUDENT.PREDICT_WITH", node.PREDICT_WITH, PREDICT_WITH)
         # A teacher that only says what the student sees has no need of weights.
         with torch.device("meta") if node.STUDENT_ONLY else contextlib.nullcontext():
-            teacher = _build_head(cfg, input_shape, "TEACHER", class_agnostic=True)
-        crf = {
-            key.removeprefix("CRF_").lower(): value
-            for key, value in node.items()
-            if key.startswith("CRF_")
-        }
+            teacher = _build_head(_config_of(cfg, "TEACHER"), input_shape)
         return {
             "teacher": teacher,
-            "student": _build_head(cfg, input_shape, "STUDENT", class_agnostic=False),
+            "student": _build_head(_config_of(cfg, "STUDENT"), input_shape),
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "pseudo_masks": PseudoMasks(
-                node.POSTPROCESS, node.THRESHOLD, node.CLEANING, crf, tuple(cfg.MODEL.PIXEL_STD)
-            ),
+            "pseudo_masks": PseudoMasks.from_config(cfg),
+            "pixel_std": cfg.MODEL.PIXEL_STD,
             "channels": node.STUDENT_CHANNELS,
             "warm_start": node.WARM_START,
             "teacher_weight": node.TEACHER_WEIGHT,
@@ -203,6 +153,12 @@ class TeacherStudentMaskHead(RegionMaskHead):
             "student_only": node.STUDENT_ONLY,
             "predict_with": node.PREDICT_WITH,
         }
+
+    @classmethod
+    def prepare(cls, cfg):
+        """What teacher and student need."""
+        for role in ("TEACHER", "STUDENT"):
+            prepare_mask_head(_config_of(cfg, role))
 
     def frames(self, boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
         """The teacher's, see :class:`RegionMaskHead`."""
@@ -231,7 +187,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
                 "PSIS.TEACHER_STUDENT.STUDENT_ONLY True builds a model without a teacher, which "
                 "cannot be trained; set it to False."
             )
-        annotated = context.select(context.has_mask)
+        annotated = context.annotated
         losses = {
             f"{name}_teacher": self.teacher_weight * loss
             for name, loss in self.teacher.losses(annotated).items()
@@ -276,16 +232,39 @@ class TeacherStudentMaskHead(RegionMaskHead):
         side = logits.shape[-1]
         seen = context.has_mask
         targets = torch.zeros(len(context), side, side, device=logits.device)
-        targets[seen] = context.select(seen).mask_targets(side)
+        targets[seen] = context.annotated.mask_targets(side)
         if not seen.all():
             unseen = context.select(~seen)
             classes = unseen.classes
             with _as_in_tests(self.teacher):
                 taught = select_class(self.teacher.predict(unseen), classes)
             own = select_class(logits[~seen], classes)
-            targets[~seen] = pseudo = self.pseudo_masks(unseen, taught, own)
+            targets[~seen] = pseudo = self.pseudo_targets(unseen, taught, own)
             get_event_storage().put_scalar("pseudo_masks/foreground", pseudo.mean().item())
         return targets
+
+    @torch.no_grad()
+    def pseudo_targets(self, context: RegionContext, teacher: Tensor, student: Tensor) -> Tensor:
+        """Targets of regions without a mask, see :class:`PseudoMasks`.
+
+        Args:
+            context: R of these regions.
+            teacher: float [R, N, N], logits. For another side than M see :func:`resize_map`: the
+                probabilities are brought to the student's cells before anything else.
+            student: float [R, M, M], logits of the annotated class.
+
+        Returns:
+            float32 [R, M, M] of 0 and 1.
+        """
+        make, side = self.pseudo_masks, student.shape[-1]
+        probability = resize_map(teacher.float().sigmoid()[:, None], side)[:, 0]
+        if make.uses_colors:
+            std = probability.new_tensor(self.pixel_std).view(-1, 1, 1)
+            probability = make.sharpen(probability, context.image_crops(side) * std)
+        cleaning = ()
+        if make.cleaning:
+            cleaning = (context.object_cells(side), context.annotated_cells(side))
+        return make(probability, student.float().sigmoid(), *cleaning).float()
 
 
 @contextlib.contextmanager
@@ -300,20 +279,20 @@ def _as_in_tests(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def _build_head(cfg, input_shape, role: str, class_agnostic: bool) -> RegionMaskHead:
-    """The head that ``PSIS.TEACHER_STUDENT.<role>`` names, from its own config."""
+def _config_of(cfg, role: str):
+    """The config of the head that ``PSIS.TEACHER_STUDENT.<role>`` names, teacher or student."""
     key = f"PSIS.TEACHER_STUDENT.{role}"
-    kinds = {
-        name: kind
+    names = [
+        name
         for name, kind in ROI_MASK_HEAD_REGISTRY
         if issubclass(kind, RegionMaskHead) and kind is not TeacherStudentMaskHead
-    }
+    ]
     name, options = (cfg.PSIS.TEACHER_STUDENT[x] for x in (role, f"{role}_OPTS"))
-    check_choice(key, name, kinds)
+    check_choice(key, name, names)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_MASK_HEAD.NAME = name
-    cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = class_agnostic
+    cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = role == "TEACHER"
     try:
         cfg.merge_from_list(list(options))
     except (KeyError, ValueError, AssertionError) as error:  # as yacs turns options down
@@ -322,4 +301,8 @@ def _build_head(cfg, input_shape, role: str, class_agnostic: bool) -> RegionMask
             f"{key}_OPTS is {list(options)}, which cannot be used ({reason}); give keys of the "
             "config and their values by turns."
         ) from error
-    return kinds[name](cfg, input_shape)
+    return cfg
+
+
+def _build_head(cfg, input_shape: ShapeSpec) -> RegionMaskHead:
+    return ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+import multiprocessing
 import os
 
 import psis_d2  # noqa: F401  (before detectron2)
@@ -304,6 +305,23 @@ class TestFiles:
             with pytest.raises(UserError, match="seed 4 instead of 3"):
                 generate(str(folder), 6, 2, seed=3)
         assert list(tmp_path.iterdir()) == [folder]
+
+    def test_two_processes_at_once_both_end_well(self, small, tmp_path):
+        context = multiprocessing.get_context("fork")
+        barrier = context.Barrier(2)
+
+        def run():
+            barrier.wait(60)
+            generate(str(tmp_path / "shapes"), 6, 2, seed=3, progress=False)
+
+        processes = [context.Process(target=run) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        assert read_files(tmp_path / "shapes") == read_files(small)
+        assert list(tmp_path.iterdir()) == [tmp_path / "shapes"]
 
     def test_same_data_set_is_left_alone(self, small):
         before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}

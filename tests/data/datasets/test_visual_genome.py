@@ -4,7 +4,7 @@ import copy
 import json
 from pathlib import Path
 
-from psis_d2.data.build import get_class_names, get_dataset_dicts
+from psis_d2.data.catalog import get_class_names, get_dataset_dicts
 from psis_d2.data.datasets.builtin import register_visual_genome
 from psis_d2.data.datasets.visual_genome import convert, json_path, map_coco_categories, prepare
 from psis_d2.errors import UserError
@@ -254,5 +254,5 @@ def test_without_images_or_preparation_the_mend_is_said(folder, tmp_path, unregi
         prepare(str(folder), str(tmp_path / "val.json"), num_classes=3, progress=False)
     register_visual_genome(str(tmp_path))
     assert not Path(json_path(str(folder), "train")).exists()
-    with pytest.raises(UserError, match="tools/prepare_visual_genome.py"):
+    with pytest.raises(UserError, match="psis-d2 prepare-visual-genome"):
         get_dataset_dicts("vg_train")

@@ -1,0 +1,1 @@
+"""Times and yardsticks; each file says how it is run."""

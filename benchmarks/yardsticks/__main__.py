@@ -1,0 +1,111 @@
+"""Train every config of a yardstick with one budget and several seeds; write its page.
+
+    python -m benchmarks.yardsticks                        # PartialShapes: all rows, three seeds
+    python -m benchmarks.yardsticks --only agnostic oracle --seeds 0
+    python -m benchmarks.yardsticks --write-expected       # and what the configs are checked for
+    python -m benchmarks.yardsticks --only agnostic --measure-again TEST.BOX_SHRINK 0.75
+
+A row is a config, configs/quick/<row>_shapes.yaml: add one, and it joins the table. A run leaves
+its figures in the yardstick's CSV and is not repeated, so an interrupted bench continues and the
+page can be made of runs on several machines (--fresh starts over); --measure-again evaluates its
+model with other options and adds what is new. Runs go side by side, one thread each. Exits with 1
+if a claim of the page does not hold.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from psis_d2.data import get_dataset_dicts
+from psis_d2.errors import exit_on_user_error
+
+from ..measure import ROOT
+from .bench import FILLED, Bench, configs_of, rows_of, write_expected, write_page
+from .partial_shapes import PARTIAL_SHAPES
+from .runs import forget_runs
+
+YARDSTICKS = {"partial_shapes": PARTIAL_SHAPES}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.yardsticks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--yardstick", choices=YARDSTICKS, default="partial_shapes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows, by config name")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--output", type=Path, help="of the runs; default: output/<yardstick>")
+    parser.add_argument("--page", type=Path, help="default: the yardstick's")
+    parser.add_argument("--picture", type=Path, help="default: the yardstick's, or beside --page")
+    parser.add_argument(
+        "--write-expected", action="store_true", help="update EXPECTED_RESULTS of the configs"
+    )
+    parser.add_argument(
+        "--page-only",
+        action="store_true",
+        help="train nothing: the page of the runs that are there",
+    )
+    parser.add_argument(
+        "--measure-again",
+        nargs="+",
+        default=[],
+        metavar="OPTION",
+        help="config keys and values: evaluate the models once more, with these",
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget the rows' earlier runs")
+    return parser.parse_args()
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run what is missing."""
+    yardstick = YARDSTICKS[args.yardstick]
+    configs = configs_of(yardstick, args.only)
+    if args.fresh:
+        forget_runs(yardstick.runs_file, [*configs, *([] if args.only else [FILLED])])
+    get_dataset_dicts(yardstick.train_set)  # made once, before the runs race for it
+    output = args.output or ROOT / "output" / args.yardstick
+    bench = Bench(yardstick, output, threads=max(1, (os.cpu_count() or 1) // args.jobs))
+    bench.fill_boxes()
+
+    def work(task: tuple[str, int]) -> None:
+        done = bench.run(*task)
+        if args.measure_again:
+            done = bench.measure_again(*task, args.measure_again)
+        unseen = done.results["gtbox_unseen"]["IoU"]
+        words = f"{done.minutes:.1f} min, unseen IoU {unseen:.1f}"
+        print(f"{done.config} seed {done.seed}: {words}", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(work, [(name, seed) for seed in args.seeds for name in configs]))
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    args = parse_arguments()
+    yardstick = YARDSTICKS[args.yardstick]
+    configs = configs_of(yardstick, args.only)
+    if not args.page_only:
+        run_all(args)
+    rows = rows_of(yardstick)
+    for row in rows:
+        if args.write_expected and row.name in configs and row.runs:
+            write_expected(configs[row.name], row)
+    page = args.page or ROOT / yardstick.page
+    picture = ROOT / yardstick.picture if args.page is None else page.with_suffix(".png")
+    picture = args.picture or picture
+    write_page(yardstick, rows, page, picture)
+    print(page.read_text(encoding="utf-8"))
+    print(f"Written to {page} and {picture}")
+    if broken := [claim.words for claim in yardstick.claims if not claim.holds(rows)]:
+        sys.exit(f"error: {len(broken)} claims do not hold, see the page: {'; '.join(broken)}.")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,383 @@
+"""From boxes to masks: give every box of a COCO file a mask, and leave everything else as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from psis_d2.data.supervision import usable_segmentation
+from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
+from psis_d2.inference.journal import Journal
+from psis_d2.inference.media import find_media, read_picture
+from psis_d2.inference.polygons import mask_to_polygons
+from psis_d2.inference.predict import confident, encode_mask, overlay
+from psis_d2.inference.predictor import Predictor
+
+import numpy as np
+from detectron2.utils import comm
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+# Why an annotation got no mask, as the report says it.
+HAS_MASK = "has a mask already"
+CROWD = "is a crowd region"
+NO_BOX = "has no box"
+OUTSIDE = "has a box without a pixel in the image"
+UNKNOWN = "is of a category that the model does not know"
+EMPTY = "got a mask without a pixel"
+UNSURE = "got a mask below --min-score"
+UNREADABLE = "is in an image that cannot be read"
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """How masks are made and written.
+
+    Args:
+        only_missing: leave annotations alone that have a mask.
+        min_score: masks whose score is lower are left out.
+        polygons: tolerance in pixels of polygons; None writes RLE.
+        previews: so many images are drawn, into ``OUTPUT_previews``.
+    """
+
+    only_missing: bool = True
+    min_score: float = 0.0
+    polygons: float | None = None
+    previews: int = 0
+
+
+@dataclass
+class Report:
+    """What became of the annotations.
+
+    Attributes:
+        labeled: how many got a mask.
+        left: reason -> how many did not.
+        filled_holes: holes that polygons could not show.
+    """
+
+    labeled: int = 0
+    left: Counter = field(default_factory=Counter)
+    filled_holes: int = 0
+
+    def lines(self) -> list[str]:
+        """For a person to read."""
+        lines = [f"{self.labeled} annotations got a mask"]
+        lines += [f"{count} not: {reason}" for reason, count in self.left.most_common()]
+        if self.filled_holes:
+            lines.append(f"{self.filled_holes} holes were filled, which polygons cannot show")
+        return lines
+
+
+def autolabel(
+    predictor: Predictor,
+    images: str,
+    output: str,
+    *,
+    boxes: str | None = None,
+    labeling: Labeling = Labeling(),  # noqa: B008  (frozen)
+    progress: bool = True,
+) -> Report | None:
+    """Draw the masks of all boxes, or of all objects that the model finds itself.
+
+    The result is the file of boxes with ``segmentation`` and ``area`` of every annotation that got
+    a mask, ``score`` (how sure the model is of the mask, 0 to 1) and ``source``; ids, order,
+    foreign keys and all that got no mask stay as they are. Without a file of boxes the result has
+    the model's own detections above the minimal score, with ``score`` (the detection's) and
+    ``mask_score``.
+
+    Finished images are kept in ``OUTPUT.unfinished`` until all are done, so that a run that was
+    stopped goes on where it stopped, with any number of processes, and ends in the same bytes.
+    Several processes (see :func:`psis_d2.engine.launch`) share the images.
+
+    Args:
+        predictor: the model, or a :class:`~psis_d2.inference.prompted.PromptedPredictor`.
+        images: folder of the images; ``file_name`` of the file of boxes starts there.
+        output: the json to write.
+        boxes: a COCO json with boxes, or None.
+        labeling: see :class:`Labeling`.
+        progress: show a progress bar.
+
+    Returns:
+        The report, on the main process; it is written to ``OUTPUT.report.json``, too.
+
+    Raises:
+        UserError: the file of boxes, the folder or the output cannot be used.
+    """
+    if not predictor.draws_masks:
+        raise UserError("The model draws no masks (MODEL.MASK_ON False); give one that does.")
+    data, digest = _read_boxes(boxes) if boxes else (_image_list(images), "")
+    categories = _classes_of(data["categories"], predictor) if boxes else {}
+    job = {
+        "model": predictor.fingerprint,
+        "images": os.path.abspath(images),
+        "boxes": digest or [x["file_name"] for x in data["images"]],
+        "options": [labeling.only_missing, labeling.min_score, labeling.polygons],
+    }
+    if comm.is_main_process():  # one process makes the folder, so that none sees half of it
+        Journal(f"{output}.unfinished", job).close()
+    comm.synchronize()
+    journal = Journal(f"{output}.unfinished", job, comm.get_rank())
+    of_image: dict = {record["id"]: [] for record in data["images"]}
+    for annotation in data["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    open_images = [i for i in range(len(data["images"])) if i not in journal.done]
+    mine = open_images[comm.get_rank() :: comm.get_world_size()]
+    shown = tqdm(mine, desc="images", unit="image", disable=not progress or comm.get_rank() > 0)
+    for number in shown:
+        record = data["images"][number]
+        result = _label_image(
+            predictor, images, record, of_image[record["id"]] if boxes else None, categories,
+            labeling, number, output,
+        )  # fmt: skip
+        journal.add(number, result)
+    comm.synchronize()
+    report = None
+    if comm.is_main_process():
+        results = dict(journal.items())
+        report = _write(data, results, of_image if boxes else None, output, predictor)
+        journal.remove()
+    else:
+        journal.close()
+    comm.synchronize()
+    return report
+
+
+def _read_boxes(path: str) -> tuple[dict, str]:
+    """The json as it is, and its digest.
+
+    Raises:
+        UserError: it is no COCO file, or an id is missing, repeated or leads nowhere.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        data = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path} ({error}); give a COCO json with boxes.") from error
+    if not isinstance(data, dict):
+        data = {}
+    for key in ("images", "annotations", "categories"):
+        entries = data.get(key)
+        if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
+            raise UserError(f"{path} has no list of {key}; give a COCO json with boxes.")
+    for key in ("images", "categories"):
+        ids = [entry.get("id") for entry in data[key]]
+        if None in ids or len({json.dumps(i) for i in ids}) < len(ids):
+            raise UserError(f"{path} has {key} without an id or with a repeated one; fix the ids.")
+    for record in data["images"]:
+        if not isinstance(record.get("file_name"), str):
+            raise UserError(f"{path}: image {record['id']} has no file_name; add it.")
+    known = {record["id"] for record in data["images"]}
+    kinds = {category["id"] for category in data["categories"]}
+    for index, annotation in enumerate(data["annotations"]):
+        for key, ids in (("image_id", known), ("category_id", kinds)):
+            if annotation.get(key) not in ids:
+                raise UserError(
+                    f"{path}: annotation {annotation.get('id', f'number {index}')} has {key} "
+                    f"{annotation.get(key)!r}, which is not in the file; fix or remove it."
+                )
+    return data, hashlib.sha256(content).hexdigest()
+
+
+def _image_list(folder: str) -> dict:
+    """A COCO file of a folder's images, their sizes to be filled in."""
+    paths, _ = find_media([folder])
+    if not paths:
+        raise UserError(f"The folder {folder} has no images; check the path.")
+    root = folder if os.path.isdir(folder) else os.path.dirname(paths[0])
+    names = [os.path.relpath(path, root) for path in paths]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names, start=1)]
+    return {"images": images, "annotations": [], "categories": []}
+
+
+def _classes_of(categories: Sequence[dict], predictor: Predictor) -> dict:
+    """Category id -> the model's class, by name; None for a category that the model lacks.
+
+    A model whose masks do not depend on the class draws those of all categories.
+    """
+    by_name = {name: i for i, name in enumerate(predictor.class_names)}
+    fallback = 0 if predictor.class_agnostic else None
+    return {x["id"]: by_name.get(x.get("name"), fallback) for x in categories}
+
+
+def _label_image(
+    predictor: Predictor,
+    folder: str,
+    record: dict,
+    annotations: list[dict] | None,
+    categories: dict,
+    labeling: Labeling,
+    number: int,
+    output: str,
+) -> dict:
+    """What the journal keeps of one image: masks, or reasons why there is none."""
+    wanted = annotations is None or any(
+        _reason(a, record, categories, labeling) is None for a in annotations
+    )
+    image = None
+    if wanted:
+        try:
+            image = read_picture(os.path.join(folder, record["file_name"]))
+            _check_size(image, record)
+        except UserError as error:
+            if annotations is None:
+                raise
+            return {"unreadable": str(error)}
+    if annotations is None:
+        return _label_detections(predictor, image, labeling, number, output)
+    rows, reasons = [], {}
+    for row, annotation in enumerate(annotations):
+        reason = _reason(annotation, record, categories, labeling)
+        if reason is None and _clipped(annotation["bbox"], image.shape) is None:
+            reason = OUTSIDE
+        if reason is None:
+            rows.append(row)
+        else:
+            reasons[row] = reason
+    masks = {}
+    if rows:
+        found = predictor(
+            image,
+            np.array([_clipped(annotations[row]["bbox"], image.shape) for row in rows]),
+            np.array([categories[annotations[row]["category_id"]] for row in rows]),
+        )
+        _preview(predictor, image, found, labeling, number, output)
+        for row, mask, score in zip(
+            rows, found.pred_masks.numpy(), found.mask_scores.tolist(), strict=True
+        ):
+            if not mask.any():
+                reasons[row] = EMPTY
+            elif score < labeling.min_score:
+                reasons[row] = UNSURE
+            else:
+                masks[row] = _written(mask, labeling) | {"score": round(score, 6)}
+    return {"masks": masks, "reasons": reasons}
+
+
+def _reason(annotation: dict, record: dict, categories: dict, labeling: Labeling) -> str | None:
+    """Why an annotation gets no mask, as far as the file tells; None if it gets one."""
+    if annotation.get("iscrowd"):
+        return CROWD
+    height, width = record.get("height"), record.get("width")
+    segmentation = annotation.get("segmentation")
+    known_size = height and width
+    if labeling.only_missing and known_size and usable_segmentation(segmentation, height, width):
+        return HAS_MASK
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(v) for v in box):
+        return NO_BOX
+    return UNKNOWN if categories[annotation["category_id"]] is None else None
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _clipped(box: Sequence[float], shape: Sequence[int]) -> list[float] | None:
+    """XYWH as XYXY within an image; None if nothing is left of it."""
+    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
+    x1, y1 = min(box[0] + box[2], shape[1]), min(box[1] + box[3], shape[0])
+    return [x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None
+
+
+def _check_size(image: np.ndarray, record: dict) -> None:
+    found, said = image.shape[:2], (record.get("height"), record.get("width"))
+    if None not in said and found != said:
+        raise UserError(
+            f"The image {record['file_name']} is {found[1]} x {found[0]} pixels, but the json says "
+            f"{said[1]} x {said[0]}; correct width and height."
+        )
+
+
+def _label_detections(
+    predictor: Predictor, image: np.ndarray, labeling: Labeling, number: int, output: str
+) -> dict:
+    found = confident(predictor(image), labeling.min_score)
+    _preview(predictor, image, found, labeling, number, output)
+    objects = []
+    for row, mask in enumerate(found.pred_masks.numpy()):
+        if not mask.any():
+            continue
+        x0, y0, x1, y1 = found.pred_boxes.tensor[row].tolist()
+        objects.append(
+            {
+                "category_id": int(found.pred_classes[row]) + 1,
+                "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+                "iscrowd": 0,
+                **_written(mask, labeling),
+                "score": round(found.scores[row].item(), 6),
+                "mask_score": round(found.mask_scores[row].item(), 6),
+            }
+        )
+    return {"size": list(image.shape[:2]), "objects": objects}
+
+
+def _written(mask: np.ndarray, labeling: Labeling) -> dict:
+    """A mask as the output has it, with its area, and the holes that were filled."""
+    if labeling.polygons is None:
+        rle = encode_mask(mask)
+        return {"segmentation": rle, "area": int(mask.sum())}
+    outline = mask_to_polygons(mask, labeling.polygons)
+    rle = mask_util.merge(mask_util.frPyObjects(outline.polygons, *mask.shape))
+    written = {"segmentation": outline.polygons, "area": int(mask_util.area(rle))}
+    return written | ({"holes": outline.holes} if outline.holes else {})
+
+
+def _preview(
+    predictor: Predictor, image: np.ndarray, found, labeling: Labeling, number: int, output: str
+) -> None:
+    if number < labeling.previews:
+        path = os.path.join(f"{os.path.splitext(output)[0]}_previews", f"{number + 1:06d}.png")
+        with written_at_once(path, binary=True) as file:
+            Image.fromarray(overlay(image, found, predictor)).save(file, format="PNG")
+
+
+def _write(
+    data: dict, results: dict, of_image: dict | None, output: str, predictor: Predictor
+) -> Report:
+    """Put the results of all images into the file, in its order."""
+    report = Report()
+    unreadable = []
+    for number, record in enumerate(data["images"]):
+        result = results[number]
+        if of_image is None:
+            record["height"], record["width"] = result["size"]
+            for entry in result["objects"]:
+                report.labeled += 1
+                report.filled_holes += entry.pop("holes", 0)
+                entry = {
+                    "id": report.labeled,
+                    "image_id": record["id"],
+                    **entry,
+                    "source": predictor.source,
+                }
+                data["annotations"].append(entry)
+            continue
+        annotations = of_image[record["id"]]
+        if "unreadable" in result:
+            unreadable.append(result["unreadable"])
+            report.left[UNREADABLE] += len(annotations)
+            continue
+        report.left.update(result["reasons"].values())
+        for row, mask in result["masks"].items():
+            report.labeled += 1
+            report.filled_holes += mask.pop("holes", 0)
+            annotations[int(row)].update(mask, source=predictor.source)
+    if of_image is None:
+        data["categories"] = [
+            {"id": i, "name": name} for i, name in enumerate(predictor.class_names, start=1)
+        ]
+    with written_at_once(output) as file:
+        json.dump(data, file)
+    with written_at_once(f"{os.path.splitext(output)[0]}.report.json") as file:
+        counts = {"labeled": report.labeled, "left": dict(report.left)}
+        json.dump(counts | {"unreadable": unreadable}, file, indent=1)
+    return report

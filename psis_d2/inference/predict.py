@@ -1,0 +1,200 @@
+"""Masks for pictures and videos: overlays to look at, and results in COCO's format."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from psis_d2.files import written_at_once
+from psis_d2.inference.journal import Journal
+from psis_d2.inference.media import Video, VideoWriter, find_media, read_picture
+from psis_d2.inference.predictor import Predictor
+from psis_d2.visualization import draw_prediction
+
+import numpy as np
+from detectron2.structures import Instances
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+
+def predict(
+    predictor: Predictor,
+    inputs: Sequence[str],
+    output: str,
+    *,
+    min_score: float = 0.5,
+    pictures: bool = True,
+    webcam: int | None = None,
+    frames: int | None = None,
+) -> int:
+    """Find the objects of images and videos.
+
+    Writes below ``output``: an overlay of every image (``NAME.png``) and video (``NAME.mp4``), and
+    ``results.json``, a list in COCO's result format: ``image_id`` (images are numbered from 1 in
+    their order; frames of videos follow), ``category_id`` (the model's class, numbered from 1),
+    ``bbox``, ``score`` and ``segmentation``, with ``file_name`` (and ``frame``) beside them. What
+    the numbers mean stands in ``images.json``, a COCO file of these images and categories without
+    annotations. A run that was stopped goes on with the first image that is not done; a video
+    starts again.
+
+    Args:
+        predictor: the model.
+        inputs: files, folders and patterns, see :func:`~psis_d2.inference.media.find_media`.
+        output: folder to write to.
+        min_score: detections below it are left out.
+        pictures: whether overlays are written.
+        webcam: number of a camera whose frames are predicted, too, until it is interrupted (Ctrl-C)
+            or `frames` have come.
+        frames: at most so many frames of each video and camera; None = all.
+
+    Returns:
+        The number of objects found.
+
+    Raises:
+        UserError: an input cannot be read, or the output not written.
+    """
+    images, videos = find_media(inputs)
+    videos += [] if webcam is None else [webcam]
+    names = _overlay_names([*images, *videos])
+    job = {
+        "model": predictor.fingerprint,
+        "inputs": [x if x == webcam else os.path.abspath(x) for x in (*images, *videos)],
+        "min_score": min_score,
+        "pictures": pictures,
+        "frames": frames,
+    }
+    journal = Journal(os.path.join(output, "unfinished"), job)
+    for number, path in enumerate(tqdm(images, desc="images", unit="image", disable=not images)):
+        if number in journal.done:
+            continue
+        image = read_picture(path)
+        found = confident(predictor(image), min_score)
+        if pictures:
+            _save_overlay(os.path.join(output, names[path] + ".png"), image, found, predictor)
+        size = {"file_name": path, "height": image.shape[0], "width": image.shape[1]}
+        journal.add(number, [[size, result_records(found)]])
+    for number, path in enumerate(videos, start=len(images)):
+        if number not in journal.done:
+            target = os.path.join(output, names[path] + ".mp4") if pictures else None
+            journal.add(number, _predict_video(predictor, path, target, min_score, frames))
+    count = _write_results(journal, output, predictor.class_names)
+    journal.remove()
+    return count
+
+
+def confident(found: Instances, min_score: float) -> Instances:
+    """The objects with at least this score."""
+    return found[found.scores >= min_score]
+
+
+def result_records(found: Instances) -> list[dict]:
+    """An image's objects as COCO result records, without ``image_id``.
+
+    ``category_id`` is the class + 1; ``score`` the detection's, ``mask_score`` that of the mask.
+    """
+    boxes = found.pred_boxes.tensor.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    records = []
+    for row, (box, category) in enumerate(
+        zip(boxes.tolist(), found.pred_classes.tolist(), strict=True)
+    ):
+        record = {"category_id": category + 1, "bbox": [round(v, 3) for v in box]}
+        record["score"] = round(found.scores[row].item(), 6)
+        if found.has("pred_masks"):
+            record["segmentation"] = encode_mask(found.pred_masks[row].numpy())
+            record["mask_score"] = round(found.mask_scores[row].item(), 6)
+        records.append(record)
+    return records
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """A bool mask [H, W] as COCO's compressed RLE, its counts a text as json needs it."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def _overlay_names(paths: Iterable[str | int]) -> dict[str | int, str]:
+    """A file name without suffix for each path; paths of one name are told apart by numbers."""
+    names: dict[str | int, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        stem = os.path.splitext(os.path.basename(_title(path)))[0]
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def overlay(image: np.ndarray, found: Instances, predictor: Predictor) -> np.ndarray:
+    """An image (BGR) with its objects drawn in: RGB uint8 [H, W, 3]."""
+    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    return draw_prediction(rgb, found, predictor.class_names, predictor.seen_ids, min_score=0)
+
+
+def _save_overlay(path: str, image: np.ndarray, found: Instances, predictor: Predictor) -> None:
+    with written_at_once(path, binary=True) as file:
+        Image.fromarray(overlay(image, found, predictor)).save(file, format="PNG")
+
+
+def _title(source: str | int) -> str:
+    """The name of a file, or of a camera."""
+    return f"webcam{source}" if isinstance(source, int) else source
+
+
+def _predict_video(
+    predictor: Predictor,
+    source: str | int,
+    target: str | None,
+    min_score: float,
+    limit: int | None,
+) -> list[list]:
+    """The frames' entries for the journal; writes the overlay to ``target``."""
+    video = Video(source)
+    name = os.path.basename(_title(source))
+    entries = []
+    # A camera has no end of its own: interrupting it ends the recording, not the job.
+    ends = (KeyboardInterrupt,) if isinstance(source, int) else ()
+    with VideoWriter(target, video.fps) if target else _NoVideo() as writer, suppress(*ends):
+        for index, frame in enumerate(
+            tqdm(itertools.islice(video, limit), desc=name, unit="frame", total=video.frames)
+        ):
+            found = confident(predictor(frame), min_score)
+            writer.add(overlay(frame, found, predictor)[:, :, ::-1] if target else frame)
+            size = {"file_name": _title(source), "frame": index}
+            size |= {"height": frame.shape[0], "width": frame.shape[1]}
+            entries.append([size, result_records(found)])
+    return entries
+
+
+class _NoVideo:
+    """Stands where a video would be written."""
+
+    def add(self, frame: np.ndarray) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> _NoVideo:
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+
+def _write_results(journal: Journal, output: str, class_names: Sequence[str]) -> int:
+    images, results = [], []
+    for _, entries in sorted(journal.items()):
+        for size, records in entries:
+            images.append({"id": len(images) + 1, **size})
+            place = {k: v for k, v in size.items() if k in ("file_name", "frame")}
+            results += [{"image_id": len(images), **place, **record} for record in records]
+    categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+    with written_at_once(os.path.join(output, "images.json")) as file:
+        json.dump({"images": images, "annotations": [], "categories": categories}, file)
+    with written_at_once(os.path.join(output, "results.json")) as file:
+        json.dump(results, file)
+    return len(results)

@@ -1,0 +1,325 @@
+"""What every mask head has to keep to, the moment it is registered."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psis_d2.modeling  # noqa: F401
+from psis_d2.modeling.losses import mask_bce
+from psis_d2.modeling.mask_heads.base import RegionMaskHead, RegionRegularizer
+from psis_d2.modeling.roi_heads import MASK_TRAIN_BOXES
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.structures import ROIMasks
+from torch import nn
+
+from head_contract import (
+    DATA,
+    all_configs,
+    contract_model,
+    meta_architectures,
+    missing_pieces,
+    quick_configs,
+    region_configs,
+    region_heads,
+    register_data,
+)
+from model_builders import (
+    annotated_boxes,
+    flip_masks,
+    partial_batch,
+    training_context,
+    training_losses,
+)
+
+ROOT = Path(__file__).parents[2]
+MIXED = [[True, False, True], [False, True]]
+UNMASKED = {"boxes": [[False, False], [False]], "empty": [[], []]}
+REGION_HEADS = region_configs()
+# (config, boxes that its mask head trains on); the meta-architectures have no such choice.
+ROADS = [(config, boxes) for config in REGION_HEADS.values() for boxes in MASK_TRAIN_BOXES] + [
+    (config, None) for config in all_configs() if config not in REGION_HEADS.values()
+]
+
+
+def name_of(value):
+    """Short ids: the file of a config."""
+    return Path(value).stem.removesuffix("_shapes") if str(value).endswith(".yaml") else None
+
+
+def each_road(*boxes):
+    roads = [road for road in ROADS if road[1] in boxes]
+    return pytest.mark.parametrize(("config", "boxes"), roads, ids=name_of)
+
+
+def each_region_head(function):
+    return pytest.mark.parametrize("name", REGION_HEADS)(function)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the heads' data and what they prepare of it lie."""
+    path = tmp_path_factory.mktemp("contract")
+    register_data(path)
+    yield path
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove(DATA)
+
+
+def keys_of(boxes):
+    return () if boxes is None else ("PSIS.MASK_TRAIN_BOXES", boxes)
+
+
+def losses_and_gradients(build, batch):
+    """Of a new model: some keep statistics of what they saw."""
+    model = build()
+    losses = training_losses(model, batch)
+    sum(losses.values()).backward()
+    return losses, {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same_bits(one: dict, other: dict):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def assert_all_train(gradients: dict):
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+
+
+# ------------------------------------------------------------------------------ completeness
+
+
+def test_no_head_lacks_a_config_or_a_test():
+    heads = region_heads() | meta_architectures()
+    assert len(heads) > 5
+    missing = missing_pieces(heads, quick_configs(), ROOT / "tests" / "modeling")
+    for path in (ROOT / "psis_d2" / "modeling" / "mask_heads").glob("*.py"):
+        registers = "ROI_MASK_HEAD_REGISTRY.register" in path.read_text(encoding="utf-8")
+        if registers and f"psis_d2.modeling.mask_heads.{path.stem}" not in sys.modules:
+            missing.append(f"{path.name} is not imported: name it in mask_heads/__init__.py.")
+    assert missing == [], "\n".join(missing)
+
+
+def test_what_is_missing_is_said():
+    kind = type("NewHead", (), {"__module__": "psis_d2.modeling.mask_heads.new"})
+    assert missing_pieces({"NewHead": kind}, {}, ROOT / "tests") == [
+        "NewHead has no config: add configs/quick/new_shapes.yaml.",
+        "NewHead has no test: add tests/modeling/test_new.py.",
+    ]
+
+
+# ------------------------------------------------------------------------------ supervision
+
+
+@each_road(*MASK_TRAIN_BOXES, None)
+def test_garbage_in_unseen_masks_changes_no_bit(config, boxes, folder):
+    def build():
+        return contract_model(config, folder, *keys_of(boxes))
+
+    clean, gradients = losses_and_gradients(build, partial_batch(MIXED))
+    dirty, others = losses_and_gradients(build, partial_batch(MIXED, garbage_seed=5))
+    assert_same_bits(clean, dirty)
+    assert_same_bits(gradients, others)
+    if "loss_mask" in clean:  # masks that training may see do count
+        flipped = training_losses(build(), flip_masks(partial_batch(MIXED)))
+        assert not torch.equal(flipped["loss_mask"], clean["loss_mask"])
+
+
+@pytest.mark.parametrize("has_mask", UNMASKED.values(), ids=UNMASKED)
+@each_road("proposals", "gt", None)
+def test_a_batch_without_masks_trains_every_parameter(config, boxes, has_mask, folder):
+    losses, gradients = losses_and_gradients(
+        lambda: contract_model(config, folder, *keys_of(boxes)), partial_batch(has_mask)
+    )
+    assert_all_train(gradients)
+    taught = any(has_mask) and "loss_mask_teacher" in losses
+    for name in ("loss_mask_teacher" if taught else "loss_mask",):
+        assert name not in losses or losses[name].item() == 0, name
+    if taught:  # regions without a mask are learned from, by the student
+        assert losses["loss_mask"].item() > 0
+
+
+@each_region_head
+def test_no_region_at_all(name, folder):
+    """The same losses as ever, zero if they are the mask's, and connected to every parameter."""
+    model = contract_model(REGION_HEADS[name], folder)
+    head, context = model.roi_heads.mask_head, training_context(model, partial_batch(MIXED))
+    nothing = context.select(torch.zeros(len(context), dtype=torch.bool))
+    assert len(context) > 0 == len(nothing)
+    losses = head.losses(nothing)
+    assert losses["loss_mask"].item() == 0
+    sum(losses.values()).backward()
+    assert_all_train({name: p.grad for name, p in head.named_parameters()})
+    usual = training_losses(model, partial_batch(MIXED))
+    assert losses.keys() == {name for name in usual if name in losses}
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.fixture(scope="module")
+def two_processes(request, folder):
+    """{config: the parameters of both ranks} after training with masks on the first rank alone."""
+    asked = [x.callspec.params for x in request.session.items if "two_processes" in x.fixturenames]
+    configs = [params["config"] for params in asked]
+    code = (
+        "import psis_d2\n"
+        "from gloo_workers import train_heads_with_masks_on_rank_zero as worker\n"
+        "from psis_d2.engine.launch import launch\n"
+        f"launch(worker, num_cpu_processes=2, args=({str(folder)!r}, {configs!r}))\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    subprocess.run(  # a process of its own, which can be stopped if its processes wait forever
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=400,
+        check=True,
+    )
+    ranks = [torch.load(folder / f"heads{rank}.pth") for rank in range(2)]
+    return {config: [rank[config] for rank in ranks] for config in configs}
+
+
+@pytest.mark.parametrize("config", all_configs(), ids=name_of)
+def test_a_process_without_masks_trains_along(config, two_processes):
+    first, second = two_processes[config]
+    assert len(first["trained"]) > 50
+    assert_same_bits(first["trained"], second["trained"])
+    moved = [k for k, x in first["trained"].items() if not torch.equal(x, first["start"][k])]
+    assert any("mask_head" in name for name in moved)
+
+
+class ForegroundHead(RegionMaskHead):
+    """Asks for all foreground, and does nothing else about it."""
+
+    trains_on = "foreground"
+
+    def __init__(self, cfg, input_shape):
+        super().__init__(**self.from_config(cfg, input_shape))
+        self.predictor = nn.Sequential(
+            nn.Conv2d(input_shape.channels, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1)
+        )
+
+    def predict(self, context):
+        return self.predictor(context.features)
+
+
+@pytest.fixture
+def foreground_head():
+    ROI_MASK_HEAD_REGISTRY.register(ForegroundHead)
+    yield ("MODEL.ROI_MASK_HEAD.NAME", "ForegroundHead")
+    ROI_MASK_HEAD_REGISTRY._obj_map.pop("ForegroundHead")
+
+
+@pytest.mark.parametrize("boxes", MASK_TRAIN_BOXES)
+def test_a_head_on_all_foreground_learns_from_masks_alone(boxes, foreground_head, folder):
+    def build():
+        keys = (*foreground_head, *keys_of(boxes))
+        return contract_model("quick/Base-shapes.yaml", folder, *keys)
+
+    clean, gradients = losses_and_gradients(build, partial_batch(MIXED))
+    dirty, others = losses_and_gradients(build, partial_batch(MIXED, garbage_seed=5))
+    assert_same_bits(clean, dirty)
+    assert_same_bits(gradients, others)
+    model = build()
+    context = training_context(model, partial_batch(MIXED))
+    seen = context.has_mask
+    assert 0 < seen.sum() < len(seen)
+    logits = model.roi_heads.mask_head.predict(context)
+    expected = mask_bce(
+        logits[seen], context.annotated.mask_targets(logits.shape[-1]), context.classes[seen]
+    )
+    assert torch.equal(clean["loss_mask"], expected)
+    none, gradients = losses_and_gradients(build, partial_batch(UNMASKED["boxes"]))
+    assert none["loss_mask"].item() == 0
+    assert_all_train(gradients)
+
+
+def test_a_head_has_to_predict():
+    with pytest.raises(TypeError, match="abstract.* predict"):
+        RegionMaskHead()
+
+
+# ------------------------------------------------------------------------------ regularizer
+
+
+@each_region_head
+def test_channel_dropout_acts_in_training_only(name, folder):
+    key = "PSIS.ROI_CHANNEL_DROPOUT"
+    plain, noisy = (
+        training_losses(contract_model(REGION_HEADS[name], folder, key, p), partial_batch(MIXED))
+        for p in (0.0, 0.5)
+    )
+    assert not torch.equal(noisy["loss_mask"], plain["loss_mask"])
+    model = contract_model(REGION_HEADS[name], folder, key, 0.5)
+    modules = model.roi_heads.mask_head.modules()
+    regularizers = [m for m in modules if isinstance(m, RegionRegularizer)]
+    assert regularizers
+    for regularize in regularizers:
+        x = torch.randn(3, 16, 14, 14)
+        dropped = regularize(x)
+        zero = dropped.eq(0).all(dim=(2, 3))
+        assert zero.any()
+        assert torch.allclose(dropped[~zero], 2 * x[~zero])
+        assert torch.equal(regularize.eval()(x), x)
+
+
+# ------------------------------------------------------------------------------ test time
+
+
+def assert_masks_of_boxes(model, flags):
+    """Soft masks of annotated boxes, before and after they are pasted into the images."""
+    batch, sizes = partial_batch(flags), [len(x) for x in flags]
+    for item in batch:
+        item["height"], item["width"] = 96, 80
+    with torch.no_grad():
+        raw = model.eval().inference(batch, annotated_boxes(batch), do_postprocess=False)
+        pasted = model.inference(batch, annotated_boxes(batch))
+    for n, soft, hard in zip(sizes, raw, pasted, strict=True):
+        masks = soft.pred_masks
+        masks = masks.tensor[:, None] if isinstance(masks, ROIMasks) else masks
+        assert masks.shape[:2] == (n, 1)
+        assert masks.is_floating_point()
+        assert ((masks >= 0) & (masks <= 1)).all()
+        assert hard["instances"].pred_masks.shape == (n, 96, 80)
+        assert hard["instances"].pred_masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize("config", all_configs(), ids=name_of)
+def test_masks_of_given_boxes(config, folder):
+    model = contract_model(config, folder)
+    for flags in ([[True, True], []], [[], []]):
+        assert_masks_of_boxes(model, flags)
+
+
+# ------------------------------------------------------------------------------ any head teaches
+
+
+@each_region_head
+def test_every_head_is_a_teacher_and_a_student(name, folder):
+    if hasattr(region_heads()[name], "student_loss"):
+        pytest.skip("it is made of both")
+    key = "PSIS.TEACHER_STUDENT"
+    keys = (f"{key}.TEACHER", name, f"{key}.STUDENT", name)
+
+    def build():
+        head = ("MODEL.ROI_MASK_HEAD.NAME", "TeacherStudentMaskHead")
+        return contract_model(REGION_HEADS[name], folder, *head, *keys)
+
+    clean, gradients = losses_and_gradients(build, partial_batch(MIXED))
+    dirty, others = losses_and_gradients(build, partial_batch(MIXED, garbage_seed=5))
+    assert_same_bits(clean, dirty)
+    assert_same_bits(gradients, others)
+    assert_all_train({k: g for k, g in gradients.items() if "mask_head.student." not in k})
+    assert any(g.ne(0).any() for k, g in gradients.items() if "mask_head.student." in k)
+    alone = training_losses(contract_model(REGION_HEADS[name], folder), partial_batch(MIXED))
+    of_teacher = {x.removesuffix("_teacher") for x in clean if x.endswith("_teacher")}
+    assert "loss_mask" in of_teacher
+    assert of_teacher | clean.keys() >= alone.keys()
+    model = build()
+    assert_masks_of_boxes(model, [[True, True], []])
