@@ -22,8 +22,11 @@ def train(line: list[str]) -> None:
 
 
 def _begin(log: str, target: Callable, argument, limits: dict[int, int]) -> None:
+    from psis_d2.engine.signals import die_with_parent
+
     import torch
 
+    die_with_parent(os.getppid())  # the fork server's, which goes with the tests
     multiprocessing.set_start_method("fork", force=True)  # what a program has, for its workers
     os.setsid()  # as a terminal starts it, leader of the group that gets its signals
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -254,13 +254,17 @@ class Checkpointer(DetectionCheckpointer):
         if not self.allow_random:
             self._check_any_fits(set(lacking) - set(mismatched), incompatible.unexpected_keys)
             if self.complete:
-                self._check_complete(lacking, "which would stay random", "or add --allow-random")
+                self._check_complete(
+                    lacking,
+                    "which would stay random; give the one that belongs to this config as "
+                    "MODEL.WEIGHTS, or add --allow-random",
+                )
         if self.may_lack:
             lacking = [name for name in lacking if not name.startswith(f"{self.may_lack}.")]
             self._check_complete(
                 lacking,
-                "which PSIS.TRAIN_ONLY freezes",
-                "that is, a trained detector of this config",
+                "which PSIS.TRAIN_ONLY freezes; give a trained detector of this config as "
+                "MODEL.WEIGHTS",
             )
         return incompatible
 
@@ -281,13 +285,11 @@ class Checkpointer(DetectionCheckpointer):
                 "--allow-random."
             )
 
-    def _check_complete(self, lacking: list[str], consequence: str, way_out: str) -> None:
+    def _check_complete(self, lacking: list[str], consequence: str) -> None:
         if lacking:
             more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
             raise UserError(
-                f"The checkpoint {self._path} has no weights for {lacking[0]}{more}, "
-                f"{consequence}; give the one that belongs to this config as MODEL.WEIGHTS, "
-                f"{way_out}."
+                f"The checkpoint {self._path} has no weights for {lacking[0]}{more}, {consequence}."
             )
 
     def _check_split(self) -> None:
