@@ -16,7 +16,7 @@ ARGS ?=
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-demo: build ## synthetic data, ShapeProp trained for minutes on CPU or GPU, tables and a picture
+demo: build ## synthetic data, a light model trained for minutes on CPU or GPU, tables and a picture
 	@$(VENV_PYTHON) -m psis_d2 demo $(ARGS)
 
 test: build ## the CPU test suite
@@ -35,8 +35,8 @@ bench: build ## time the ops and models; DEVICE=cuda on a GPU
 check-cuda: env ## compile the CUDA kernels, no GPU needed; fails on warnings and register spills
 	@$(VENV_PYTHON) tools/check_ptxas.py $(ARGS)
 
-gpu-session: ## all that a GPU is needed for: build, tests, sanitizer, benchmarks with saved tables
-	@PYTHON=$(PYTHON) tools/gpu_session.sh $(ARGS)
+gpu-session: ## all that a GPU is needed for: tests, sanitizer, benchmarks, models; see its head
+	@$(PYTHON) tools/gpu_session.py $(ARGS)
 
 bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
 	@$(VENV_PYTHON) -m benchmarks.yardsticks $(ARGS)

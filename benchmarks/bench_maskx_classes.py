@@ -145,7 +145,7 @@ def main() -> None:
             rows.append(row)
     print_table(rows)
     if args.save:
-        save("maskx_classes", rows, facts)
+        save("maskx_classes", rows, facts, args.save)
 
 
 if __name__ == "__main__":

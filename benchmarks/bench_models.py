@@ -183,7 +183,7 @@ def main() -> None:
         rows += bench(name, args.device, size, args.images, args.seconds)
     print_table(rows)
     if args.save:
-        save("models", [row | {"size": str(size)} for row in rows], facts)
+        save("models", [row | {"size": str(size)} for row in rows], facts, args.save)
 
 
 if __name__ == "__main__":

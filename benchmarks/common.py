@@ -42,6 +42,7 @@ rotate through more memory than the L2 cache holds, and once more "hot" where a 
 import argparse
 import csv
 import math
+import os
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -49,7 +50,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from psis_d2.ops import op_paths
+from psis_d2.ops import op_paths, with_kernels
 
 import torch
 from measure import (
@@ -442,11 +443,11 @@ def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def results_path(name: str, facts: dict[str, str]) -> Path:
-    """benchmarks/results/<name>-<device>-pt<version>-cu<version>.csv"""
+def results_path(name: str, facts: dict[str, str], folder: Path = RESULTS) -> Path:
+    """<folder>/<name>-<device>-pt<version>-cu<version>.csv"""
     device = re.sub(r"\W+", "-", facts["device"].replace("(R)", "")).strip("-")
     torch_version = facts["torch"].partition("+")[0]
-    return RESULTS / f"{name}-{device}-pt{torch_version}-cu{facts['cuda']}.csv"
+    return folder / f"{name}-{device}-pt{torch_version}-cu{facts['cuda']}.csv"
 
 
 # --------------------------------------------------------------------------------------- main
@@ -458,7 +459,14 @@ def parse_common(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default: its own)")
     parser.add_argument("--seconds", type=float, default=0.3, help="per measurement, each twice")
     parser.add_argument("--shapes", type=int, help="measure only the first so many shapes")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/*.csv")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        metavar="FOLDER",
+        help=f"write a CSV, into {RESULTS.relative_to(ROOT)} unless a folder is named",
+    )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: --device cuda, but PyTorch sees no CUDA device.")
@@ -467,11 +475,13 @@ def parse_common(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def save(name: str, rows: list[dict[str, str]], facts: dict[str, str]) -> None:
+def save(
+    name: str, rows: list[dict[str, str]], facts: dict[str, str], folder: Path = RESULTS
+) -> None:
     """Writes rows with the environment as last columns, and says where."""
-    path = results_path(name, facts)
+    path = results_path(name, facts, folder)
     write_csv(path, [row | facts for row in rows])
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {os.path.relpath(path, ROOT)}")
 
 
 def print_environment(facts: dict[str, str]) -> None:
@@ -494,7 +504,7 @@ def main(bench: OpBenchmark, description: str) -> None:
     facts = environment(args.device)
     print_environment(facts)
     path = op_paths().get(bench.op, {}).get(args.device, "pytorch")
-    print(f"{bench.op} on {args.device} runs in: {path}")
+    print(f"{bench.op} on {args.device} runs by itself in: {path}; here in its kernel, if any")
     ceilings = measure_ceilings(args.device)
     print(f"ceilings: {ceilings}")
     plain = [v for v in bench.variants() if args.device in v.devices]
@@ -504,12 +514,13 @@ def main(bench: OpBenchmark, description: str) -> None:
         compiles = args.compile == "all" or (args.compile == "first" and i == 0)
         variants = with_compiled(plain) if compiles else plain
         variants = [v for v in variants if re.search(args.only, v.name)]
-        results = run_case(bench, case, args.device, args.seconds, variants)
+        with with_kernels():
+            results = run_case(bench, case, args.device, args.seconds, variants)
         wrong |= any(r.wrong for r in results)
         found = rows_of(bench, case, results, ceilings)
         print_table(found, SHORT)
         rows += found
-    if args.save:
-        save(bench.op, rows, facts | {"ceilings": str(ceilings)})
+        if args.save:  # after each shape: what is stopped halfway has left something
+            save(bench.op, rows, facts | {"ceilings": str(ceilings)}, args.save)
     if wrong:
         raise SystemExit(f"error: a variant of {bench.op} is wrong; see the table.")

@@ -1,4 +1,5 @@
-// What the argument checks of all ops share. The sentences equal those of psis_d2/ops/_checks.py.
+// What the argument checks of all ops share. The sentences equal those of
+// psis_d2/ops/_arguments.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,8 @@
 // The module psis_d2._C: empty, loaded for the operators that its object files register.
+// Only the part of Python's API that no version changes, so that one binary may serve them all.
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
 #include <Python.h>
 #include <torch/library.h>
 

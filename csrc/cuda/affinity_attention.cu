@@ -5,7 +5,6 @@
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -15,6 +14,8 @@
 
 namespace psis_d2 {
 namespace {
+
+constexpr const char* kName = "affinity_attention";
 
 static_assert(kStats == kAffinityStats);
 static_assert(kThetaMean == 0 && kThetaScale == 1 && kPhiMean == 2 && kPhiScale == 3);
@@ -32,12 +33,9 @@ AttentionShape kernel_shape(const AffinityAttentionShape& shape) {
 template <typename acc_t, typename... Parameters, typename... Arguments>
 void launch_rows(void (*kernel)(Parameters...), const AttentionShape& shape, int matrices,
                  const Arguments&... arguments) {
-  const int64_t shared =
-      AttentionShared::size(shape, matrices) * static_cast<int64_t>(sizeof(acc_t));
-  allow_shared(kernel, shared);
-  const int64_t blocks = shape.regions * shape.blocks_per_region();
-  kernel<<<blocks, kThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(kName, kernel, shape.regions * shape.blocks_per_region(), kThreads,
+         AttentionShared::size(shape, matrices) * static_cast<int64_t>(sizeof(acc_t)),
+         arguments...);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_attention_cuda(
@@ -60,11 +58,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_attention_cuda(
         if (checked.regions == 0) return;
         acc_t* stat = stats.mutable_data_ptr<acc_t>();
         const int64_t blocks = 2 * shape.regions * ((shape.pixels + kThreads - 1) / kThreads);
-        affinity_stats<scalar_t, acc_t><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-            x.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(), stat,
-            static_cast<acc_t>(variance_factor(checked.channels, unbiased)),
-            static_cast<acc_t>(eps), shape);
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
+        launch(kName, &affinity_stats<scalar_t, acc_t>, blocks, kThreads, 0,
+               x.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(), stat,
+               static_cast<acc_t>(variance_factor(checked.channels, unbiased)),
+               static_cast<acc_t>(eps), shape);
         launch_rows<acc_t>(&affinity_attention_forward<scalar_t, acc_t>, shape, 1,
                            x.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(),
                            v.const_data_ptr<scalar_t>(), m.const_data_ptr<scalar_t>(),

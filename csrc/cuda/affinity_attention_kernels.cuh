@@ -271,6 +271,29 @@ struct BackwardInputs {
   const acc_t* stats;
 };
 
+// The region of a block of a backward kernel: where its maps begin, and these maps.
+template <typename scalar_t, typename acc_t>
+struct BackwardRegion {
+  int64_t region;
+  int begin;  // first of the block's pixels
+  int64_t map, value_map;
+  const acc_t* stat;
+  NormalizedMap<scalar_t, acc_t> queries, keys;
+  Map<scalar_t, acc_t> out_grad, values;
+
+  __device__ __forceinline__ BackwardRegion(const BackwardInputs<scalar_t, acc_t>& in,
+                                            const AttentionShape& shape)
+      : region(blockIdx.x / shape.blocks_per_region()),
+        begin(static_cast<int>(blockIdx.x % shape.blocks_per_region()) * kRows),
+        map(region * shape.channels * shape.pixels),
+        value_map(region * shape.value_channels * shape.pixels),
+        stat(in.stats + region * kStats * shape.pixels),
+        queries{{in.theta + map, shape.pixels}, stat, stat + shape.pixels},
+        keys{{in.phi + map, shape.pixels}, stat + 2 * shape.pixels, stat + 3 * shape.pixels},
+        out_grad{in.grad_attended + value_map, shape.pixels},
+        values{in.value + value_map, shape.pixels} {}
+};
+
 // Gradients of theta, and for phi's kernel dots [N, L]: sum over j of A[i, j] * dL/dA[i, j].
 // A block owns rows i of A. factor: c / (c - 1) for the unbiased variance, else 1.
 template <typename scalar_t, typename acc_t>
@@ -283,25 +306,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   acc_t* rows = along + AttentionShared::kRowValues;
   acc_t* grad_rows = rows + kRows * shape.pitch();
   const int pixels = shape.pixels;
-  const int64_t region = blockIdx.x / shape.blocks_per_region();
-  const int begin = static_cast<int>(blockIdx.x % shape.blocks_per_region()) * kRows;
-  const int64_t map = region * shape.channels * pixels;
-  const int64_t value_map = region * shape.value_channels * pixels;
-  const acc_t* stat = in.stats + region * kStats * pixels;
-
-  const NormalizedMap<scalar_t, acc_t> queries{{in.theta + map, pixels}, stat, stat + pixels};
-  const NormalizedMap<scalar_t, acc_t> keys{
-      {in.phi + map, pixels}, stat + 2 * pixels, stat + 3 * pixels};
-  const Map<scalar_t, acc_t> out_grad{in.grad_attended + value_map, pixels};
-  const Map<scalar_t, acc_t> values{in.value + value_map, pixels};
-  score_rows(shared, rows, shape, shape.channels, begin, scale, queries, keys);
-  score_rows(shared, grad_rows, shape, shape.value_channels, begin, acc_t(1), out_grad, values);
+  const BackwardRegion<scalar_t, acc_t> of(in, shape);
+  score_rows(shared, rows, shape, shape.channels, of.begin, scale, of.queries, of.keys);
+  score_rows(shared, grad_rows, shape, shape.value_channels, of.begin, acc_t(1), of.out_grad,
+             of.values);
 
   const int row = threadIdx.x / kRowThreads;
-  const int own = begin + row < pixels ? begin + row : pixels - 1;  // rows behind are not stored
-  const acc_t top = stat[4 * pixels + own], inverse = stat[5 * pixels + own];
-  const acc_t grad_sum = static_cast<acc_t>(in.grad_sums[region * pixels + own]);
-  const scalar_t* m = in.foreground + region * pixels;
+  const int own =
+      of.begin + row < pixels ? of.begin + row : pixels - 1;  // rows behind are not stored
+  const acc_t top = of.stat[4 * pixels + own], inverse = of.stat[5 * pixels + own];
+  const acc_t grad_sum = static_cast<acc_t>(in.grad_sums[of.region * pixels + own]);
+  const scalar_t* m = in.foreground + of.region * pixels;
   const acc_t* s = rows + row * shape.pitch();
   acc_t* g = grad_rows + row * shape.pitch();
   acc_t dot = 0;
@@ -320,16 +335,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   part = sum_row(reduce, part);
   if (threadIdx.x % kRowThreads == 0) {
     along[row] = part * factor / acc_t(shape.channels);
-    if (begin + row < pixels) dots[region * pixels + begin + row] = dot;
+    if (of.begin + row < pixels) dots[of.region * pixels + of.begin + row] = dot;
   }
   __syncthreads();
 
-  weigh_rows(shared, grad_rows, shape, shape.channels, keys, [&](int c, int r, acc_t result) {
-    const int pixel = begin + r;
+  weigh_rows(shared, grad_rows, shape, shape.channels, of.keys, [&](int c, int r, acc_t result) {
+    const int pixel = of.begin + r;
     if (pixel >= pixels) return;
-    const acc_t grad = scale * result - queries(c, pixel) * along[r];
-    grad_theta[map + int64_t(c) * pixels + pixel] =
-        static_cast<scalar_t>(grad * queries.scale[pixel]);
+    const acc_t grad = scale * result - of.queries(c, pixel) * along[r];
+    grad_theta[of.map + int64_t(c) * pixels + pixel] =
+        static_cast<scalar_t>(grad * of.queries.scale[pixel]);
   });
 }
 
@@ -345,26 +360,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   acc_t* rows = along + AttentionShared::kRowValues;
   acc_t* grad_rows = rows + kRows * shape.pitch();
   const int pixels = shape.pixels;
-  const int64_t region = blockIdx.x / shape.blocks_per_region();
-  const int begin = static_cast<int>(blockIdx.x % shape.blocks_per_region()) * kRows;
-  const int64_t map = region * shape.channels * pixels;
-  const int64_t value_map = region * shape.value_channels * pixels;
-  const acc_t* stat = in.stats + region * kStats * pixels;
-
-  const NormalizedMap<scalar_t, acc_t> queries{{in.theta + map, pixels}, stat, stat + pixels};
-  const NormalizedMap<scalar_t, acc_t> keys{
-      {in.phi + map, pixels}, stat + 2 * pixels, stat + 3 * pixels};
-  const Map<scalar_t, acc_t> out_grad{in.grad_attended + value_map, pixels};
-  const Map<scalar_t, acc_t> values{in.value + value_map, pixels};
-  score_rows(shared, rows, shape, shape.channels, begin, scale, keys, queries);
-  score_rows(shared, grad_rows, shape, shape.value_channels, begin, acc_t(1), values, out_grad);
+  const BackwardRegion<scalar_t, acc_t> of(in, shape);
+  score_rows(shared, rows, shape, shape.channels, of.begin, scale, of.keys, of.queries);
+  score_rows(shared, grad_rows, shape, shape.value_channels, of.begin, acc_t(1), of.values,
+             of.out_grad);
 
   const int row = threadIdx.x / kRowThreads;
-  const int own = begin + row < pixels ? begin + row : pixels - 1;  // rows behind are not stored
-  const acc_t m = static_cast<acc_t>(in.foreground[region * pixels + own]);
-  const scalar_t* grad_sums = in.grad_sums + region * pixels;
-  const acc_t *tops = stat + 4 * pixels, *inverses = stat + 5 * pixels;
-  const acc_t* dot = dots + region * pixels;
+  const int own =
+      of.begin + row < pixels ? of.begin + row : pixels - 1;  // rows behind are not stored
+  const acc_t m = static_cast<acc_t>(in.foreground[of.region * pixels + own]);
+  const scalar_t* grad_sums = in.grad_sums + of.region * pixels;
+  const acc_t *tops = of.stat + 4 * pixels, *inverses = of.stat + 5 * pixels;
+  const acc_t* dot = dots + of.region * pixels;
   acc_t* s = rows + row * shape.pitch();
   acc_t* g = grad_rows + row * shape.pitch();
   acc_t part = 0, grad_m = 0;
@@ -381,22 +388,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   grad_m = sum_row(reduce, grad_m);
   if (threadIdx.x % kRowThreads == 0) {
     along[row] = part * factor / acc_t(shape.channels);
-    if (begin + row < pixels) {
-      grad_foreground[region * pixels + begin + row] = static_cast<scalar_t>(grad_m);
+    if (of.begin + row < pixels) {
+      grad_foreground[of.region * pixels + of.begin + row] = static_cast<scalar_t>(grad_m);
     }
   }
   __syncthreads();
 
-  weigh_rows(shared, grad_rows, shape, shape.channels, queries, [&](int c, int r, acc_t result) {
-    const int pixel = begin + r;
+  weigh_rows(shared, grad_rows, shape, shape.channels, of.queries, [&](int c, int r, acc_t result) {
+    const int pixel = of.begin + r;
     if (pixel >= pixels) return;
-    const acc_t grad = scale * result - keys(c, pixel) * along[r];
-    grad_phi[map + int64_t(c) * pixels + pixel] = static_cast<scalar_t>(grad * keys.scale[pixel]);
+    const acc_t grad = scale * result - of.keys(c, pixel) * along[r];
+    grad_phi[of.map + int64_t(c) * pixels + pixel] =
+        static_cast<scalar_t>(grad * of.keys.scale[pixel]);
   });
-  weigh_rows(shared, rows, shape, shape.value_channels, out_grad, [&](int c, int r, acc_t result) {
-    if (begin + r >= pixels) return;
-    grad_value[value_map + int64_t(c) * pixels + begin + r] = static_cast<scalar_t>(result);
-  });
+  weigh_rows(shared, rows, shape, shape.value_channels, of.out_grad,
+             [&](int c, int r, acc_t result) {
+               if (of.begin + r >= pixels) return;
+               grad_value[of.value_map + int64_t(c) * pixels + of.begin + r] =
+                   static_cast<scalar_t>(result);
+             });
 }
 
 }  // namespace psis_d2

@@ -4,15 +4,14 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 #include <type_traits>
 
+#include "launch.cuh"
 #include "message_passing_generic.cuh"
 #include "message_passing_tiles.cuh"
 
@@ -24,17 +23,8 @@ static_assert(static_cast<int>(KernelNorm::kSoftmax) == static_cast<int>(Norm::k
 static_assert(static_cast<int>(KernelNorm::kSigmoidSum) == static_cast<int>(Norm::kSigmoidSum));
 static_assert(static_cast<int>(KernelNorm::kNone) == static_cast<int>(Norm::kNone));
 
-constexpr int64_t kDefaultShared = 48 * 1024;          // bytes that need no opt-in
+constexpr const char* kName = "message_passing";
 constexpr int64_t kMaxWorkspace = int64_t(256) << 20;  // bytes of planes in global memory
-
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  C10_CUDA_CHECK(cudaGetDevice(&device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
-int64_t shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
 MapShape map_shape(const MessagePassingShape& shape) {
   TORCH_CHECK_VALUE(shape.height <= kMaxCudaSide && shape.width <= kMaxCudaSide,
@@ -47,14 +37,6 @@ MapShape map_shape(const MessagePassingShape& shape) {
           static_cast<int>(shape.width),
           static_cast<int>(shape.steps),
           static_cast<KernelNorm>(shape.norm)};
-}
-
-template <typename Kernel>
-void allow_shared(Kernel* kernel, int64_t bytes) {
-  if (bytes > kDefaultShared) {
-    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
-  }
 }
 
 struct Inputs {
@@ -70,26 +52,22 @@ struct BackwardTensors {
 
 template <int kSide, typename scalar_t>
 void launch_tile_forward(const Inputs& in, at::Tensor& out, const MapShape& shape) {
-  const TileLaunch<kSide> launch{shape};
-  const int64_t shared = launch.forward_shared() * static_cast<int64_t>(sizeof(float));
-  message_passing_tile_forward<kSide, scalar_t, float>
-      <<<launch.blocks(), kTileThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(
-          in.weights.const_data_ptr<scalar_t>(), in.m0.const_data_ptr<scalar_t>(),
-          out.mutable_data_ptr<scalar_t>(), shape);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const TileLaunch<kSide> tile{shape};
+  const int64_t shared = tile.forward_shared() * static_cast<int64_t>(sizeof(float));
+  launch(kName, &message_passing_tile_forward<kSide, scalar_t, float>, tile.blocks(), kTileThreads,
+         shared, in.weights.const_data_ptr<scalar_t>(), in.m0.const_data_ptr<scalar_t>(),
+         out.mutable_data_ptr<scalar_t>(), shape);
 }
 
 template <int kSide, typename scalar_t>
 void launch_tile_backward(const BackwardTensors& t, const MapShape& shape) {
   auto* kernel = &message_passing_tile_backward<kSide, scalar_t, float>;
-  const TileLaunch<kSide> launch{shape};
-  const int64_t shared = launch.backward_shared() * static_cast<int64_t>(sizeof(float));
-  allow_shared(kernel, shared);
-  kernel<<<launch.blocks(), kTileThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(
-      t.grad.const_data_ptr<scalar_t>(), t.weights.const_data_ptr<scalar_t>(),
-      t.m0.const_data_ptr<scalar_t>(), t.grad_m0.mutable_data_ptr<scalar_t>(),
-      t.grad_weights.mutable_data_ptr<scalar_t>(), shape);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const TileLaunch<kSide> tile{shape};
+  const int64_t shared = tile.backward_shared() * static_cast<int64_t>(sizeof(float));
+  launch(kName, kernel, tile.blocks(), kTileThreads, shared, t.grad.const_data_ptr<scalar_t>(),
+         t.weights.const_data_ptr<scalar_t>(), t.m0.const_data_ptr<scalar_t>(),
+         t.grad_m0.mutable_data_ptr<scalar_t>(), t.grad_weights.mutable_data_ptr<scalar_t>(),
+         shape);
 }
 
 // ---- any size
@@ -108,7 +86,7 @@ struct GenericLaunch {
     const int64_t bytes = elements * static_cast<int64_t>(sizeof(acc_t));
     const bool in_shared = bytes <= shared_limit();
     if (in_shared) shared = bytes;
-    allow_shared(kernel, shared);
+    allow_shared(kName, kernel, shared);
     int per_processor = 0;
     C10_CUDA_CHECK(
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared));
@@ -128,29 +106,27 @@ template <typename scalar_t, typename acc_t>
 void launch_generic_forward(const Inputs& in, at::Tensor& out, const MapShape& shape) {
   auto* kernel = &message_passing_forward<scalar_t, acc_t>;
   const auto options = in.m0.options().dtype(c10::CppTypeToScalarType<acc_t>::value);
-  const GenericLaunch<acc_t> launch(kernel, shape, Planes::forward_count(), options);
-  kernel<<<launch.blocks, launch.threads, launch.shared, c10::cuda::getCurrentCUDAStream()>>>(
-      in.weights.const_data_ptr<scalar_t>(), in.m0.const_data_ptr<scalar_t>(),
-      out.mutable_data_ptr<scalar_t>(), launch.planes_data(), shape);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const GenericLaunch<acc_t> plan(kernel, shape, Planes::forward_count(), options);
+  launch(kName, kernel, plan.blocks, plan.threads, plan.shared,
+         in.weights.const_data_ptr<scalar_t>(), in.m0.const_data_ptr<scalar_t>(),
+         out.mutable_data_ptr<scalar_t>(), plan.planes_data(), shape);
 }
 
 template <typename scalar_t, typename acc_t>
 void launch_generic_backward(const BackwardTensors& t, const MapShape& shape) {
   auto* kernel = &message_passing_backward<scalar_t, acc_t>;
   const auto options = t.m0.options().dtype(c10::CppTypeToScalarType<acc_t>::value);
-  const GenericLaunch<acc_t> launch(kernel, shape, Planes::backward_count(shape.steps), options);
+  const GenericLaunch<acc_t> plan(kernel, shape, Planes::backward_count(shape.steps), options);
   at::Tensor sums;
   acc_t* sums_data = nullptr;
   if (shape.maps > 1) {
-    sums = at::empty({launch.blocks, kTaps, shape.pixels()}, options);
+    sums = at::empty({plan.blocks, kTaps, shape.pixels()}, options);
     sums_data = sums.mutable_data_ptr<acc_t>();
   }
-  kernel<<<launch.blocks, launch.threads, launch.shared, c10::cuda::getCurrentCUDAStream()>>>(
-      t.grad.const_data_ptr<scalar_t>(), t.weights.const_data_ptr<scalar_t>(),
-      t.m0.const_data_ptr<scalar_t>(), t.grad_m0.mutable_data_ptr<scalar_t>(),
-      t.grad_weights.mutable_data_ptr<scalar_t>(), launch.planes_data(), sums_data, shape);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(kName, kernel, plan.blocks, plan.threads, plan.shared, t.grad.const_data_ptr<scalar_t>(),
+         t.weights.const_data_ptr<scalar_t>(), t.m0.const_data_ptr<scalar_t>(),
+         t.grad_m0.mutable_data_ptr<scalar_t>(), t.grad_weights.mutable_data_ptr<scalar_t>(),
+         plan.planes_data(), sums_data, shape);
 }
 
 // ---- which of them

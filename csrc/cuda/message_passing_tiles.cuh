@@ -247,16 +247,17 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 }
 
 // Shared memory of the backward kernel, per map that is held at once, in rows of kColumns:
-//   kEdgeRows, kSide rows of sums, a row of zeros, then m_0 .. m_{T-1}, each behind a row of zeros,
-//   two more rows of zeros. With several warps per set of weights, all of it is used again to add
-//   their gradients.
+//   kEdgeRows, kSide rows of sums, then m_0 .. m_{T-1}, all of these with two rows of zeros behind
+//   them: the second, since right of the first is what the last lane of a row reads beside its map,
+//   while the next map may be written. With several warps per set of weights, all of it is used
+//   again to add their gradients.
 template <int kSide>
 struct BackwardMemory {
-  static constexpr int kPlaneRows = kSide + 1;
+  static constexpr int kPlaneRows = kSide + 2;
   static constexpr int kWeightRows = 32 * kRows * kKernelTaps / Tile<kSide>::kColumns;
 
   __host__ __device__ static int rows(int steps, bool joined) {
-    const int own = Tile<kSide>::kEdgeRows + kSide + 1 + steps * kPlaneRows + 2;
+    const int own = Tile<kSide>::kEdgeRows + (1 + steps) * kPlaneRows;
     return joined && own < kWeightRows ? kWeightRows : own;
   }
 };
@@ -310,7 +311,7 @@ __global__ void __launch_bounds__(kTileThreads, kSide == 14 ? 3 : 2)
   acc_t* edges = shared_memory<acc_t>() + (threadIdx.x / tile.kMapThreads) * memory_size;
   acc_t* sums_rows = edges + tile.kEdgeRows * tile.kColumns;
   const int own_cell = tile.band * kRows * tile.kColumns + tile.column;  // of kSide rows
-  acc_t* own_plane = sums_rows + (kSide + 2) * tile.kColumns + own_cell;
+  acc_t* own_plane = sums_rows + Memory::kPlaneRows * tile.kColumns + own_cell;
   // The lane's cell of row i of m_t, from -1 to kRows. Left of a row is the last lane of the row
   // above, which is zero; right of a row is what unused lanes read.
   const auto plane_cell = [&](int t, int i) {

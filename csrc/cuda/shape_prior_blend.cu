@@ -5,17 +5,22 @@
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/macros/Macros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 
 #include "launch.cuh"
+
+// Fails also under NDEBUG, unlike assert.
+#define PSIS_D2_KERNEL_ASSERT(condition) CUDA_KERNEL_ASSERT(condition)
 #include "shape_prior_blend_kernels.cuh"
 
 namespace psis_d2 {
 namespace {
+
+constexpr const char* kName = "shape_prior_blend";
 
 BlendShape kernel_shape(const ShapePriorBlendShape& shape, at::ScalarType dtype,
                         double sample_offset) {
@@ -72,10 +77,8 @@ at::Tensor shape_prior_blend_cuda(const at::Tensor& logits, const at::Tensor& pr
         using acc_t = at::opmath_type<scalar_t>;
         auto* kernel = &shape_prior_blend_forward<scalar_t, acc_t>;
         const int64_t shared = shape.forward_shared() * static_cast<int64_t>(sizeof(acc_t));
-        allow_shared(kernel, shared);
-        kernel<<<shape.boxes, kBlendThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(
-            dense.inputs<scalar_t, acc_t>(), out.mutable_data_ptr<scalar_t>(), shape);
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
+        launch(kName, kernel, shape.boxes, kBlendThreads, shared, dense.inputs<scalar_t, acc_t>(),
+               out.mutable_data_ptr<scalar_t>(), shape);
       });
   return out;
 }
@@ -97,7 +100,6 @@ std::tuple<at::Tensor, at::Tensor> shape_prior_blend_bwd_cuda(
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, logits.scalar_type(), "shape_prior_blend_bwd_cuda", [&] {
         using acc_t = at::opmath_type<scalar_t>;
-        const auto stream = c10::cuda::getCurrentCUDAStream();
         at::Tensor weights, grad_blended;
         acc_t *weight_data = nullptr, *grad_blended_data = nullptr;
         if (priors_need_grad) {
@@ -109,17 +111,13 @@ std::tuple<at::Tensor, at::Tensor> shape_prior_blend_bwd_cuda(
         }
         auto* kernel = &shape_prior_blend_backward<scalar_t, acc_t>;
         const int64_t shared = shape.backward_shared() * static_cast<int64_t>(sizeof(acc_t));
-        allow_shared(kernel, shared);
-        kernel<<<shape.boxes, kBlendThreads, shared, stream>>>(
-            dense.inputs<scalar_t, acc_t>(), grad_dense.const_data_ptr<scalar_t>(),
-            grad_logits.mutable_data_ptr<scalar_t>(), weight_data, grad_blended_data, shape);
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
+        launch(kName, kernel, shape.boxes, kBlendThreads, shared, dense.inputs<scalar_t, acc_t>(),
+               grad_dense.const_data_ptr<scalar_t>(), grad_logits.mutable_data_ptr<scalar_t>(),
+               weight_data, grad_blended_data, shape);
         if (!priors_need_grad) return;
-        shape_prior_blend_prior_grads<scalar_t, acc_t>
-            <<<shape.groups * shape.priors, kBlendThreads, 0, stream>>>(
-                dense.class_data(), weight_data, grad_blended_data,
-                grad_priors.mutable_data_ptr<scalar_t>(), shape);
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
+        launch(kName, &shape_prior_blend_prior_grads<scalar_t, acc_t>, shape.groups * shape.priors,
+               kBlendThreads, 0, dense.class_data(), weight_data, grad_blended_data,
+               grad_priors.mutable_data_ptr<scalar_t>(), shape);
       });
   return {grad_logits, grad_priors};
 }

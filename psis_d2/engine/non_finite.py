@@ -23,20 +23,18 @@ class NonFiniteLoss(FloatingPointError):
         self.losses = losses
 
 
-def checked(trainer_type: type) -> type:
-    """Detectron2's trainer of single steps, with a look at the losses of every process.
+class FiniteLosses:
+    """A part of Detectron2's loops, before them in the list of bases: every process looks.
 
-    Detectron2 looks at their mean, on the main process, and so cannot say whose images they are.
+    Detectron2 looks at the mean of all processes' losses, on the main one, and so cannot say whose
+    images they are.
     """
 
-    class Checked(trainer_type):
-        def _write_metrics(self, loss_dict, *args, **kwargs):
-            total = sum(loss.detach() for loss in loss_dict.values())
-            if not math.isfinite(float(total)):
-                raise NonFiniteLoss({name: float(loss) for name, loss in loss_dict.items()})
-            super()._write_metrics(loss_dict, *args, **kwargs)
-
-    return Checked
+    def _write_metrics(self, loss_dict, *args, **kwargs):
+        total = sum(loss.detach() for loss in loss_dict.values())
+        if not math.isfinite(float(total)):
+            raise NonFiniteLoss({name: float(loss) for name, loss in loss_dict.items()})
+        super()._write_metrics(loss_dict, *args, **kwargs)
 
 
 def is_non_finite(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """From a command line to a config, a device and a logger."""
 
 import argparse
+import functools
 import logging
 import os
 import tempfile
@@ -13,6 +14,7 @@ from psis_d2.data.classes import check_classes, get_model_class_names
 from psis_d2.data.coco import register_coco_json
 from psis_d2.engine.expectations import settle_expectations
 from psis_d2.engine.model_keys import check_model
+from psis_d2.engine.schedule import scale_to_batch
 from psis_d2.errors import UserError
 from psis_d2.model_zoo import find_config_file
 from psis_d2.modeling.mask_heads.base import prepare_mask_head
@@ -71,15 +73,19 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     add_psis_config(cfg)
     if config_file := find_config_file(args.config_file):
         merge_file(cfg, config_file)
-    options = args.opts or []
+    batch, options = cfg.SOLVER.IMS_PER_BATCH, args.opts or []
     merge_options(cfg, options)
     check_config(cfg)
     check_part_options(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     _use_data_files(cfg, args)
     merge_options(cfg, options)  # what is said in words counts more than what the data says
+    if scaled := scale_to_batch(cfg, batch, options):
+        _say_once(scaled)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
+    if getattr(args, "resume", False):
+        _skip_initial_weights(cfg)
     check_classes(cfg)
     no_masks = not cfg.MODEL.MASK_ON and cfg.TEST.MASKS == "model"
     if no_masks and cfg.TEST.BOXES != "detected":
@@ -118,6 +124,20 @@ def register_data_files(cfg: CfgNode) -> None:
     """
     for name, json_file, images in cfg.PSIS.DATA_FILES:
         register_coco_json(name, json_file, images)
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    if comm.is_main_process():
+        print(sentence)
+
+
+def _skip_initial_weights(cfg: CfgNode) -> None:
+    """Name the checkpoint that a run resumes from, so that no builder looks for other weights."""
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not cfg.MODEL.WEIGHTS and os.path.isfile(last):
+        with open(last, encoding="utf-8", errors="replace") as file:
+            cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, file.read().strip())
 
 
 def _use_data_files(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,30 +1,29 @@
 """Detectron2's trainer on psis_d2's data, evaluators and checkpoints."""
 
 import logging
+import os
 import weakref
 from collections import OrderedDict
 
 from psis_d2.config_rules import check_config
 from psis_d2.data.loader import build_test_loader, build_train_loader
 from psis_d2.data.training_set import seen_ids_for
+from psis_d2.engine.best_checkpoint import BestCheckpoint
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.guard import GuardedTraining, SaveBeforeEvaluation
-from psis_d2.engine.non_finite import checked
+from psis_d2.engine.loop import build_loop
+from psis_d2.engine.pictures import ValidationPictures
+from psis_d2.engine.schedule import schedule_for
 from psis_d2.engine.solver import build_optimizer, keeping_settings
 from psis_d2.engine.stages import PARTS, train_only
+from psis_d2.engine.wandb_writer import WandbWriter
 from psis_d2.errors import UserError
 from psis_d2.evaluation import build_evaluator, evaluate
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    TrainerBase,
-)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
@@ -76,17 +75,13 @@ class Trainer(GuardedTraining, DefaultTrainer):
     def __init__(self, cfg, *, trust_checkpoint: bool = False, allow_random: bool = False):
         # Not DefaultTrainer.__init__: Detectron2 v0.6 wraps the model for GPUs only.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = schedule_for(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
         stage = [train_only(model, cfg.PSIS.TRAIN_ONLY)] if cfg.PSIS.TRAIN_ONLY else []
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)
-        mixed_precision = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
-        if cfg.SOLVER.AMP.ENABLED and not mixed_precision:
-            logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU.")
-        trainer_type = checked(AMPTrainer if mixed_precision else SimpleTrainer)
-        self._trainer = trainer_type(model, self._loader, optimizer)
+        self._trainer = build_loop(cfg, model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(
             cfg,
@@ -136,12 +131,22 @@ class Trainer(GuardedTraining, DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self):
-        """Detectron2's, after one that seeds every iteration; one that saves before evaluation."""
+        """Detectron2's, after one that seeds every iteration; more around the evaluation."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
+        at = max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[at + 1 : at + 1] = build_evaluation_hooks(self.cfg, self.model)
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
-            first = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-            hooks.insert(first, SaveBeforeEvaluation(self.cfg.TEST.EVAL_PERIOD))
+            hooks.insert(at, SaveBeforeEvaluation(self.cfg.TEST.EVAL_PERIOD))
         return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+
+    def build_writers(self):
+        """Detectron2's, and Weights & Biases' if ``SOLVER.WANDB_PROJECT`` is set."""
+        writers, project = super().build_writers(), self.cfg.SOLVER.WANDB_PROJECT
+        if project:  # first: TensorBoard's clears the pictures
+            folder = self.cfg.OUTPUT_DIR
+            run = {"project": project, "name": os.path.basename(folder), "folder": folder}
+            writers.insert(0, WandbWriter(**run, config={"config": self.cfg.dump()}))
+        return writers
 
     @classmethod
     def build_model(cls, cfg):
@@ -180,6 +185,29 @@ class Trainer(GuardedTraining, DefaultTrainer):
     def test(cls, cfg, model, evaluators=None) -> OrderedDict:
         """See :func:`psis_d2.evaluation.run.evaluate`; `evaluators` is Detectron2's, unused."""
         return evaluate(cfg, model, cls.build_evaluator)
+
+
+def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:
+    """What happens after an evaluation: the best checkpoint is kept, pictures are drawn."""
+    hooks = []
+    if not cfg.DATASETS.TEST:
+        return hooks
+    if cfg.TEST.EVAL_PERIOD > 0 and cfg.TEST.BEST_METRIC:
+        hooks.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
+    if cfg.TEST.PICTURES > 0:
+        name = cfg.DATASETS.TEST[0]
+        hooks.append(
+            ValidationPictures(
+                period=cfg.TEST.EVAL_PERIOD,
+                model=model,
+                loader=lambda: build_test_loader(cfg, name),
+                # the model's classes are those of the first data set
+                metadata=MetadataCatalog.get((*cfg.DATASETS.TRAIN, name)[0]),
+                image_format=cfg.INPUT.FORMAT,
+                count=cfg.TEST.PICTURES,
+            )
+        )
+    return hooks
 
 
 def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:

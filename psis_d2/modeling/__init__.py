@@ -10,4 +10,5 @@ from psis_d2.modeling import (  # noqa: F401
     mask_heads,
     roi_heads,
     rpn,
+    timm_fpn,
 )

@@ -8,8 +8,10 @@ PyTorch alone.
 from psis_d2.ops._extension import (
     build_info,
     has_extension,
+    has_kernel,
     load_error,
     op_paths,
+    with_kernels,
     without_kernels,
 )
 from psis_d2.ops.affinity_attention import affinity_attention
@@ -21,10 +23,12 @@ __all__ = [
     "affinity_attention",
     "build_info",
     "has_extension",
+    "has_kernel",
     "load_error",
     "mean_field",
     "message_passing",
     "op_paths",
     "shape_prior_blend",
+    "with_kernels",
     "without_kernels",
 ]

@@ -11,7 +11,7 @@ from psis_d2.ops._arguments import (
     check_same_dtype,
     join_dtypes,
 )
-from psis_d2.ops._extension import has_extension, use_extension
+from psis_d2.ops._extension import has_extension, shared_memory_limit, use_extension
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch import Tensor
 _OP = "affinity_attention"
 _STATS = 6  # rows of what the forward op hands to the backward op
 _MAX_CUDA_PIXELS = 208  # a block keeps whole rows of affinities on chip
+# Of csrc/cuda/affinity_attention_kernels.cuh.
+_ROWS, _TILE, _DEPTH, _THREADS = 32, 64, 16, 128
 
 
 def affinity_attention(
@@ -64,8 +66,10 @@ def affinity_attention(
     float32 in the kernels. Under autocast nothing is lowered, and inputs of different dtypes are
     brought to their common one.
 
-    CPU and CUDA (up to 208 pixels, such as 14 x 14) have kernels. Everything else runs on PyTorch's
-    scaled_dot_product_attention, :func:`psis_d2.ops.reference.affinity_attention`.
+    CPU and CUDA (up to 208 pixels, such as 14 x 14, and as the GPU's shared memory allows) have
+    kernels; the one for CUDA runs under :func:`psis_d2.ops.with_kernels` only, until a GPU has
+    measured it. Everything else runs on PyTorch's scaled_dot_product_attention,
+    :func:`psis_d2.ops.reference.affinity_attention`.
 
     Raises:
         ValueError: shapes, devices, `eps` or `unbiased` do not fit.
@@ -81,8 +85,20 @@ def affinity_attention(
 
 
 def _fits(theta: Tensor) -> bool:
-    """The dispatch: whether the device's kernel takes a map of this size."""
-    return theta.device.type != "cuda" or theta.shape[2] * theta.shape[3] <= _MAX_CUDA_PIXELS
+    """Whether the device's kernels, forward and backward, take a map of this size."""
+    if theta.device.type != "cuda":
+        return True
+    pixels = theta.shape[2] * theta.shape[3]
+    if pixels > _MAX_CUDA_PIXELS:
+        return False
+    return _cuda_bytes(pixels, theta.dtype) <= shared_memory_limit(theta.device.index)
+
+
+def _cuda_bytes(pixels: int, dtype: torch.dtype) -> int:
+    """Shared memory of the CUDA kernel that needs most: AttentionShared::size of two matrices."""
+    pitch = pixels + 1 - pixels % 2
+    elements = _DEPTH * _ROWS + _DEPTH * (_TILE + 4) + _THREADS + _ROWS + 2 * _ROWS * pitch
+    return elements * (8 if dtype == torch.float64 else 4)
 
 
 def _check(theta, phi, value, foreground, eps, unbiased) -> None:
@@ -135,28 +151,7 @@ def _fake_bwd(grad_attended, grad_sums, theta, phi, value, foreground, stats, sc
     return tuple(t.new_empty(t.shape) for t in (theta, phi, value, foreground))
 
 
-def _setup_context(ctx, inputs, output):
-    theta, phi, value, foreground, ctx.scale, _, ctx.unbiased = inputs
-    ctx.save_for_backward(theta, phi, value, foreground, output[2])
-
-
-def _backward(ctx, grad_attended, grad_sums, _):
-    theta, phi, value, foreground, stats = ctx.saved_tensors
-    inputs = (theta, phi, value, foreground)
-    grads = torch.ops.psis_d2.affinity_attention_bwd(
-        grad_attended, grad_sums, *inputs, stats, ctx.scale, ctx.unbiased
-    )
-    return *grads, None, None, None
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError("affinity_attention: the compiled op cannot be differentiated twice.")
-
-
+# Autograd is csrc/affinity_attention_autograd.cpp.
 if has_extension():
     torch.library.register_fake("psis_d2::affinity_attention", _fake)
     torch.library.register_fake("psis_d2::affinity_attention_bwd", _fake_bwd)
-    torch.library.register_autograd(
-        "psis_d2::affinity_attention", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("psis_d2::affinity_attention_bwd", _no_double_backward)

@@ -113,28 +113,7 @@ def _fake_bwd(grad, m0, weights, steps, norm):
     return m0.new_empty(m0.shape), weights.new_empty(weights.shape)
 
 
-def _setup_context(ctx, inputs, output):
-    m0, weights, ctx.steps, ctx.norm = inputs
-    ctx.save_for_backward(m0, weights)
-
-
-def _backward(ctx, grad):
-    m0, weights = ctx.saved_tensors
-    grads = torch.ops.psis_d2.message_passing_bwd(grad, m0, weights, ctx.steps, ctx.norm)
-    return *grads, None, None
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(
-        "message_passing: the compiled op cannot be differentiated twice; "
-        "psis_d2.ops.reference.message_passing can."
-    )
-
-
+# Autograd is csrc/message_passing_autograd.cpp.
 if has_extension():
     torch.library.register_fake("psis_d2::message_passing", _fake)
     torch.library.register_fake("psis_d2::message_passing_bwd", _fake_bwd)
-    torch.library.register_autograd(
-        "psis_d2::message_passing", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("psis_d2::message_passing_bwd", _no_double_backward)

@@ -1,7 +1,8 @@
-"""Plain PyTorch references of the compiled ops, literal rather than fast.
+"""Plain PyTorch references of the compiled ops, in the form that PyTorch runs fastest.
 
-They run where no kernel is built, and tests and benchmarks compare the kernels with them. Arguments
-are those of the kernels; they are not checked here.
+They run where no kernel does, and tests and benchmarks compare the kernels with them; the tests
+compare both with the equations, written out. Arguments are those of the kernels; they are not
+checked here.
 """
 
 import torch

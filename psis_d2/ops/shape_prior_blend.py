@@ -11,7 +11,7 @@ from psis_d2.ops._arguments import (
     dtype_name,
     join_dtypes,
 )
-from psis_d2.ops._extension import has_extension, use_extension
+from psis_d2.ops._extension import has_extension, shared_memory_limit, use_extension
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ _OP = "shape_prior_blend"
 # Of priors and grid: the CUDA kernels keep both in shared memory.
 _MAX_CUDA_SIDE = {torch.float64: 80}
 _MAX_CUDA_SIDE_ELSE = 128
+# Of csrc/cuda/shape_prior_blend_kernels.cuh.
+_THREADS, _LANES, _SUMS = 256, 32, 64
 
 
 def shape_prior_blend(
@@ -66,13 +68,15 @@ def shape_prior_blend(
     nothing to cast, except that under it `logits` and `priors` of different dtypes are brought to
     their common one.
 
-    CPU and CUDA (P, H and W up to 128, for float64 up to 80) have kernels; everything else runs on
-    the reference, :func:`psis_d2.ops.reference.shape_prior_blend`.
+    CPU and CUDA (P, H and W up to 128, for float64 up to 80, and as the GPU's shared memory allows)
+    have kernels; everything else runs on the reference,
+    :func:`psis_d2.ops.reference.shape_prior_blend`.
 
     Raises:
         ValueError: shapes or devices do not fit.
         TypeError: dtypes differ or are none of those above.
-        IndexError: a class is not among the priors (CPU; a failed assertion on CUDA).
+        IndexError: a class is not among the priors (CPU). On CUDA, where a check would have to wait
+            for the GPU, it is a failed device-side assertion, as of PyTorch's own indexing.
     """
     logits, priors = join_dtypes(logits, priors)
     height, width = size
@@ -86,9 +90,22 @@ def shape_prior_blend(
 
 
 def _fits(logits: Tensor, priors: Tensor, height: int, width: int) -> bool:
-    """The dispatch: whether the device's kernel takes priors and a grid of this size."""
+    """Whether the device's kernels, forward and backward, take priors and a grid of this size."""
+    if logits.device.type != "cuda":
+        return True
+    side = priors.shape[-1]
     most = _MAX_CUDA_SIDE.get(logits.dtype, _MAX_CUDA_SIDE_ELSE)
-    return logits.device.type != "cuda" or max(priors.shape[-1], height, width) <= most
+    if max(side, height, width) > most:
+        return False
+    need = _cuda_bytes(logits.shape[1], side, height, width, logits.dtype)
+    return need <= shared_memory_limit(logits.device.index)
+
+
+def _cuda_bytes(count: int, side: int, height: int, width: int, dtype: torch.dtype) -> int:
+    """Shared memory of the CUDA kernel that needs most: BlendShape::backward_shared."""
+    sums = _SUMS * (_LANES + 1)
+    elements = 2 * count + _THREADS + height + width + sums + side * width + side**2
+    return elements * (8 if dtype == torch.float64 else 4)
 
 
 def _check(logits, priors, boxes, frames, height, width, classes) -> None:
@@ -156,31 +173,7 @@ def _fake_bwd(grad, logits, priors, boxes, frames, classes, sample_offset, prior
     )
 
 
-def _setup_context(ctx, inputs, output):
-    logits, priors, boxes, frames, _, _, classes, ctx.sample_offset = inputs
-    ctx.save_for_backward(logits, priors, boxes, frames, classes)
-
-
-def _backward(ctx, grad):
-    logits, priors, boxes, frames, classes = ctx.saved_tensors
-    need_priors = ctx.needs_input_grad[1]
-    grad_logits, grad_priors = torch.ops.psis_d2.shape_prior_blend_bwd(
-        grad, logits, priors, boxes, frames, classes, ctx.sample_offset, need_priors
-    )
-    return grad_logits, grad_priors if need_priors else None, *[None] * 6
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(
-        "shape_prior_blend: the compiled op cannot be differentiated twice; "
-        "psis_d2.ops.reference.shape_prior_blend can."
-    )
-
-
+# Autograd is csrc/shape_prior_blend_autograd.cpp.
 if has_extension():
     torch.library.register_fake("psis_d2::shape_prior_blend", _fake)
     torch.library.register_fake("psis_d2::shape_prior_blend_bwd", _fake_bwd)
-    torch.library.register_autograd(
-        "psis_d2::shape_prior_blend", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("psis_d2::shape_prior_blend_bwd", _no_double_backward)

@@ -1,9 +1,7 @@
-// The CUDA kernels of affinity_attention as a library that runs on the CPU, in float64.
-#include "cuda_on_cpu.h"
-
-#include <string>
-
-#include "../../csrc/cuda/affinity_attention_kernels.cuh"
+// The launchers and kernels of affinity_attention as a library that runs on the CPU.
+#include "../../csrc/affinity_attention.cpp"
+#include "../../csrc/cuda/affinity_attention.cu"
+#include "arrays_on_cpu.h"
 
 namespace psis_d2 {
 // Dynamic shared memory of the block that runs.
@@ -12,56 +10,32 @@ __align__(16) unsigned char affinity_attention_shared[1 << 18];
 
 using namespace psis_d2;
 
-namespace {
-
-constexpr size_t kGuard = 4096;
-
-// Launches kernels with the threads of a block in one order or the other.
-struct Launch {
-  bool backwards;
-
-  // shared: elements
-  template <typename Kernel>
-  void operator()(int64_t blocks, int64_t shared, const Kernel& kernel) const {
-    const size_t bytes = shared * sizeof(double);
-    if (bytes + kGuard > sizeof(affinity_attention_shared)) {
-      throw std::runtime_error("more shared memory than there is");
-    }
-    run_blocks(static_cast<int>(blocks), kThreads, affinity_attention_shared, bytes, kGuard,
-               backwards, kernel);
-  }
-};
-
-}  // namespace
+// Shared memory of the kernel that needs most.
+extern "C" int64_t shared_elements(int pixels) {
+  return AttentionShared::size(AttentionShape{1, 1, 1, pixels}, 2);
+}
 
 // Runs forward and backward; returns what went wrong, "" if nothing.
-//   dims     N, C, G, L, backwards
-//   options  scale, eps, factor of the variance
+//   options  scale, eps, unbiased
 //   in       grad_attended, grad_sums, theta, phi, value, foreground
-//   out      attended, sums, grad_theta, grad_phi, grad_value, grad_foreground, stats, dots
-extern "C" const char* run_kernels(const int* dims, const double* options, const double* const* in,
-                                   double* const* out) {
-  static std::string problem;
-  problem.clear();
-  const AttentionShape shape{dims[0], dims[1], dims[2], dims[3]};
-  const Launch launch{dims[4] != 0};
-  const double scale = options[0], eps = options[1], factor = options[2];
-  const int64_t blocks = shape.regions * shape.blocks_per_region();
-  double *stats = out[6], *dots = out[7];
-  const BackwardInputs<double, double> inputs{in[0], in[1], in[2], in[3], in[4], in[5], stats};
-  try {
-    launch(2 * shape.regions * ((shape.pixels + kThreads - 1) / kThreads), 0,
-           [&] { affinity_stats(in[2], in[3], stats, factor, eps, shape); });
-    launch(blocks, AttentionShared::size(shape, 1), [&] {
-      affinity_attention_forward(in[2], in[3], in[4], in[5], out[0], out[1], stats, scale, shape);
-    });
-    launch(blocks, AttentionShared::size(shape, 2),
-           [&] { affinity_attention_theta_grad(inputs, out[2], dots, scale, factor, shape); });
-    launch(blocks, AttentionShared::size(shape, 2), [&] {
-      affinity_attention_phi_grad(inputs, dots, out[3], out[4], out[5], scale, factor, shape);
-    });
-  } catch (const std::exception& error) {
-    problem = error.what();
-  }
-  return problem.c_str();
+//   out      attended, sums, grad_theta, grad_phi, grad_value, grad_foreground
+extern "C" const char* run_op(const Settings* settings, const double* options, const Array* in,
+                              const Array* out) {
+  const double scale = options[0], eps = options[1];
+  const bool unbiased = options[2] != 0;
+  return cuda_on_cpu::watched(settings->run(affinity_attention_shared), [&] {
+    const at::Tensor grad_attended = in[0].taken(), grad_sums = in[1].taken();
+    const at::Tensor theta = in[2].taken(), phi = in[3].taken();
+    const at::Tensor value = in[4].taken(), foreground = in[5].taken();
+    const auto [attended, sums, stats] =
+        affinity_attention_cuda(theta, phi, value, foreground, scale, eps, unbiased);
+    out[0].give(attended);
+    out[1].give(sums);
+    const auto grads = affinity_attention_bwd_cuda(grad_attended, grad_sums, theta, phi, value,
+                                                   foreground, stats, scale, unbiased);
+    out[2].give(std::get<0>(grads));
+    out[3].give(std::get<1>(grads));
+    out[4].give(std::get<2>(grads));
+    out[5].give(std::get<3>(grads));
+  });
 }

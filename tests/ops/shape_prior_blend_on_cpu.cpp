@@ -1,9 +1,7 @@
-// The CUDA kernels of shape_prior_blend as a library that runs on the CPU, in float64.
-#include "cuda_on_cpu.h"
-
-#include <string>
-
-#include "../../csrc/cuda/shape_prior_blend_kernels.cuh"
+// The launchers and kernels of shape_prior_blend as a library that runs on the CPU.
+#include "../../csrc/cuda/shape_prior_blend.cu"
+#include "../../csrc/shape_prior_blend.cpp"
+#include "arrays_on_cpu.h"
 
 namespace psis_d2 {
 // Dynamic shared memory of the block that runs.
@@ -12,51 +10,29 @@ __align__(16) unsigned char shape_prior_blend_shared[1 << 18];
 
 using namespace psis_d2;
 
-namespace {
-
-constexpr size_t kGuard = 4096;
-
-// Launches kernels with the threads of a block in one order or the other.
-struct Launch {
-  bool backwards;
-
-  // shared: elements
-  template <typename Kernel>
-  void operator()(int64_t blocks, int64_t shared, const Kernel& kernel) const {
-    const size_t bytes = shared * sizeof(double);
-    if (bytes + kGuard > sizeof(shape_prior_blend_shared)) {
-      throw std::runtime_error("more shared memory than there is");
-    }
-    run_blocks(static_cast<int>(blocks), kBlendThreads, shape_prior_blend_shared, bytes, kGuard,
-               backwards, kernel);
-  }
-};
-
-}  // namespace
+// Shared memory of the kernel that needs most.
+extern "C" int64_t shared_elements(int priors, int side, int height, int width) {
+  return BlendShape{1, 1, priors, side, height, width, 0.5}.backward_shared();
+}
 
 // Runs forward and backward; returns what went wrong, "" if nothing.
-//   dims  N, G, K, P, H, W, backwards
-//   in    grad, logits, priors, boxes, frames
-//   out   out, grad_logits, grad_priors, weights, grad_blended; the last three may be null
-extern "C" const char* run_kernels(const int* dims, double sample_offset, const double* const* in,
-                                   const int64_t* classes, double* const* out) {
-  static std::string problem;
-  problem.clear();
-  const BlendShape shape{dims[0], dims[1], dims[2], dims[3], dims[4], dims[5], sample_offset};
-  const BlendInputs<double, double> inputs{in[1], in[2], in[3], in[4], classes};
-  const Launch launch{dims[6] != 0};
-  try {
-    launch(shape.boxes, shape.forward_shared(),
-           [&] { shape_prior_blend_forward(inputs, out[0], shape); });
-    launch(shape.boxes, shape.backward_shared(),
-           [&] { shape_prior_blend_backward(inputs, in[0], out[1], out[3], out[4], shape); });
-    if (out[2] != nullptr) {
-      launch(shape.groups * shape.priors, 0, [&] {
-        shape_prior_blend_prior_grads<double, double>(classes, out[3], out[4], out[2], shape);
-      });
-    }
-  } catch (const std::exception& error) {
-    problem = error.what();
-  }
-  return problem.c_str();
+//   options  sample_offset, whether the priors need a gradient
+//   in       grad, logits, priors, boxes, frames, classes (or none)
+//   out      out, grad_logits, grad_priors
+extern "C" const char* run_op(const Settings* settings, const double* options, const Array* in,
+                              const Array* out) {
+  const double offset = options[0];
+  const bool priors_need_grad = options[1] != 0;
+  return cuda_on_cpu::watched(settings->run(shape_prior_blend_shared), [&] {
+    const at::Tensor grad = in[0].taken(), logits = in[1].taken(), priors = in[2].taken();
+    const at::Tensor boxes = in[3].taken(), frames = in[4].taken();
+    std::optional<at::Tensor> classes;
+    if (in[5].dims >= 0) classes = in[5].taken();
+    out[0].give(shape_prior_blend_cuda(logits, priors, boxes, frames, grad.size(1), grad.size(2),
+                                       classes, offset));
+    const auto grads = shape_prior_blend_bwd_cuda(grad, logits, priors, boxes, frames, classes,
+                                                  offset, priors_need_grad);
+    out[1].give(std::get<0>(grads));
+    if (priors_need_grad) out[2].give(std::get<1>(grads));
+  });
 }

@@ -196,6 +196,10 @@ class TestKernels(OpTester):
             assert grad.isfinite().all() and (grad != 0).all()
 
     @needs_extension
+    def test_func_transforms(self):
+        self.check_func_transforms(make_inputs(2, 2, 3, 4, 1), (3, "softmax"))
+
+    @needs_extension
     def test_refuses_double_backward(self):
         m0, weights = (t.requires_grad_() for t in make_inputs(1, 2, 3, 3, 2))
         (grad,) = torch.autograd.grad(

@@ -1,86 +1,50 @@
-"""The source of the CUDA kernels, compiled for the CPU and run there, lane by lane.
-
-Proves indices, shuffles, barriers and the use of shared memory without a GPU; not that the device
-does what tests/ops/cuda_on_cpu.h takes it to do.
-"""
+"""The CUDA launchers and kernels of message_passing, run on the CPU: see cuda_on_cpu.h."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 from psis_d2.ops import reference
 
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-COMPILER = shutil.which("g++") or shutil.which("c++")
+from cuda_source import HOPPER, ORDERS, SOURCES, OnCpu, compile_for_cpu, needs_compiler
+from op_tester import relative_error
+
 NORMS = {"softmax": 0, "sigmoid_sum": 1, "none": 2}
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
-GUARD = 64  # elements before and behind every array
-TILES = (0, 0)  # launch: blocks of the kernels for 14 x 14 and 28 x 28 follow from the shape
+ERROR = {torch.float64: 1e-12, torch.float32: 2e-6}  # of the norm
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-
-
-def compile_kernels(source: Path, library: Path) -> ctypes.CDLL:
-    """A source that includes kernels and cuda_on_cpu.h as a library."""
-    include = Path(torch.__file__).parent / "include"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{include}"]
-    subprocess.run([COMPILER, *flags, str(source), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
-    loaded.run_kernels.restype = ctypes.c_char_p
-    return loaded
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """The kernels as a library with the one function `run_kernels`."""
-    library = tmp_path_factory.mktemp("cuda_source") / "kernels.so"
-    return compile_kernels(HERE / "message_passing_on_cpu.cpp", library)
+def library():
+    return compile_for_cpu(SOURCES / "message_passing_on_cpu.cpp")
 
 
-def make_inputs(n, c, wc, size, norm="softmax"):
-    """m0, weights and the output's gradient in float64; weights that do not let m grow."""
+@pytest.fixture
+def op(library, capfd):
+    return OnCpu(library, capfd)
+
+
+def make_inputs(n, c, wc, size, norm="softmax", dtype=torch.float64):
+    """grad, m0 and weights; weights that do not let m grow."""
     generator = torch.Generator().manual_seed(0)
-    m0, weights, grad = (
-        torch.randn(n, channels, *size, generator=generator, dtype=torch.float64)
-        for channels in (c, wc * 9, c)
+    grad, m0, weights = (
+        torch.randn(n, channels, *size, generator=generator, dtype=torch.float64).to(dtype)
+        for channels in (c, c, wc * 9)
     )
-    return m0, weights * (0.2 if norm == "none" else 1.0), grad
+    return grad, m0, weights * (0.2 if norm == "none" else 1.0)
 
 
-def run_kernels(library, m0, weights, grad, steps, norm, launch=TILES, backwards=False, shared=1):
-    """Output and gradients of m0 and weights, in the dtype of the inputs.
-
-    Args:
-        launch: blocks and threads of the generic kernels, or TILES.
-        backwards: run the threads of a block in the opposite order.
-        shared: whether the generic kernels' planes are in shared memory.
-    """
-    n, c, *size = m0.shape
-    maps = c if weights.shape[1] == 9 and c > 1 else 1
-    dims = [n * c // maps, maps, *size, steps, NORMS[norm], *launch, shared, int(backwards)]
-    # What lies around the inputs is NaN, and nothing may be written around the outputs.
-    padded = []
-    for tensor in (grad, weights, m0, m0, m0, weights):
-        whole = torch.full((tensor.numel() + 2 * GUARD,), float("nan"), dtype=tensor.dtype)
-        whole[GUARD : GUARD + tensor.numel()] = (
-            float("nan") if len(padded) > 2 else tensor.flatten()
-        )
-        padded.append(whole)
-    pointers = (ctypes.c_void_p * 6)(*(t[GUARD:].data_ptr() for t in padded))
-    dims = (ctypes.c_int * len(dims))(*dims)
-    assert library.run_kernels(dims, DTYPES[m0.dtype], pointers).decode() == ""
-    results = []
-    for whole, like in zip(padded[3:], (m0, m0, weights), strict=True):
-        assert whole[:GUARD].isnan().all() and whole[GUARD + like.numel() :].isnan().all()
-        results.append(whole[GUARD : GUARD + like.numel()].view(like.shape))
+def run(op, inputs, steps, norm, order="ascending", limit=HOPPER):
+    """Output and gradients of m0 and weights, in the dtype of the inputs."""
+    _, m0, weights = inputs
+    results = [torch.empty(t.shape, dtype=t.dtype) for t in (m0, m0, weights)]
+    op.run(inputs, results, (steps, NORMS[norm]), order, limit)
     return results
 
 
-def expected(m0, weights, grad, steps, norm):
+def expected(grad, m0, weights, steps, norm):
     """The same from the reference in float64."""
     m0, weights = (t.double().requires_grad_() for t in (m0, weights))
     out = reference.message_passing(m0, weights, steps, norm)
@@ -88,97 +52,111 @@ def expected(m0, weights, grad, steps, norm):
     return [out.detach(), *grads]
 
 
-def assert_close(got, want, tolerance=1e-12):
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
+def assert_close(got, want, scale=1e-30):
+    for value, exact in zip(got, want, strict=True):
+        assert relative_error(value, exact, scale) <= ERROR[value.dtype]
 
 
-@pytest.mark.parametrize("shared", [1, 0], ids=["shared", "global"])
+# More sets of weights than the device has blocks; more pixels than a block has threads.
+@pytest.mark.parametrize("limit", [HOPPER, 0], ids=["shared", "global"])
 @pytest.mark.parametrize(
-    ("n", "c", "wc", "size", "steps", "norm", "launch"),
+    ("n", "c", "wc", "size", "steps", "norm"),
     [
-        (2, 3, 3, (1, 1), 2, "softmax", (4, 32)),
-        (2, 3, 1, (3, 5), 4, "sigmoid_sum", (2, 32)),
-        (1, 2, 2, (3, 5), 0, "softmax", (2, 32)),
-        (2, 2, 1, (5, 13), 1, "none", (1, 32)),
-        (1, 3, 1, (7, 7), 12, "softmax", (1, 64)),
-        (1, 4, 4, (6, 9), 9, "sigmoid_sum", (3, 64)),
+        (2, 3, 3, (1, 1), 2, "softmax"),
+        (2, 3, 1, (3, 5), 4, "sigmoid_sum"),
+        (1, 2, 2, (3, 5), 0, "softmax"),
+        (2, 2, 1, (5, 13), 1, "none"),
+        (1, 3, 1, (7, 7), 12, "softmax"),
+        (1, 4, 4, (6, 9), 9, "sigmoid_sum"),
+        (1, 1, 1, (33, 17), 2, "softmax"),
     ],
 )
-def test_generic_kernels_equal_the_twin(kernels, n, c, wc, size, steps, norm, launch, shared):
+def test_generic_kernels(op, n, c, wc, size, steps, norm, limit):
     inputs = make_inputs(n, c, wc, size, norm)
-    got = run_kernels(kernels, *inputs, steps, norm, launch, shared=shared)
-    assert_close(got, expected(*inputs, steps, norm))
+    assert_close(run(op, inputs, steps, norm, limit=limit), expected(*inputs, steps, norm))
 
 
-@pytest.mark.parametrize("backwards", [False, True], ids=["ascending", "descending"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
-    ("n", "c", "wc", "side", "steps"),
+    ("n", "c", "wc", "side", "steps", "norm"),
     [
-        (1, 1, 1, 14, 14),
-        (1, 3, 3, 14, 5),  # a warp without a map
-        (1, 5, 5, 14, 2),  # two blocks
-        (2, 3, 1, 14, 4),  # four warps, three maps
-        (1, 6, 1, 14, 14),
-        (1, 2, 2, 28, 6),
-        (2, 3, 1, 28, 3),
+        (1, 1, 1, 14, 14, "softmax"),
+        (1, 3, 3, 14, 5, "sigmoid_sum"),  # a warp without a map
+        (1, 5, 5, 14, 2, "none"),  # two blocks
+        (2, 3, 1, 14, 4, "softmax"),  # four warps, three maps
+        (1, 6, 1, 14, 14, "sigmoid_sum"),
+        (1, 2, 2, 28, 6, "sigmoid_sum"),
+        (2, 3, 1, 28, 3, "softmax"),
     ],
 )
-def test_tile_kernels_equal_the_twin(kernels, n, c, wc, side, steps, norm, backwards):
-    inputs = make_inputs(n, c, wc, (side, side), norm)
-    got = run_kernels(kernels, *inputs, steps, norm, backwards=backwards)
-    assert_close(got, expected(*inputs, steps, norm))
+def test_tile_kernels(op, n, c, wc, side, steps, norm, order):
+    inputs = make_inputs(n, c, wc, (side, side), norm, torch.float32)
+    assert_close(run(op, inputs, steps, norm, order), expected(*inputs, steps, norm))
 
 
 @pytest.mark.parametrize("side", [14, 28])
 @pytest.mark.parametrize("steps", [0, 1])
 @pytest.mark.parametrize("wc", [1, 2])
-def test_tile_kernels_with_few_steps(kernels, wc, steps, side):
-    inputs = make_inputs(1, 2, wc, (side, side))
-    got = run_kernels(kernels, *inputs, steps, "sigmoid_sum")
+def test_tile_kernels_with_few_steps(op, wc, steps, side):
+    inputs = make_inputs(1, 2, wc, (side, side), dtype=torch.float32)
+    got = run(op, inputs, steps, "sigmoid_sum")
     assert_close(got, expected(*inputs, steps, "sigmoid_sum"))
 
 
-def test_all_steps_of_28(kernels):
-    inputs = make_inputs(1, 1, 1, (28, 28))
-    got = run_kernels(kernels, *inputs, 28, "softmax")
-    assert_close(got, expected(*inputs, 28, "softmax"))
-
-
-@pytest.mark.parametrize("side", [14, 28])
-def test_tile_kernels_in_float32(kernels, side):
-    inputs = [t.float() for t in make_inputs(1, 2, 2, (side, side))]
-    got = run_kernels(kernels, *inputs, side, "sigmoid_sum")
-    for value, exact in zip(got, expected(*inputs, side, "sigmoid_sum"), strict=True):
-        assert value.dtype == torch.float32
-        assert (value - exact).norm() < 2e-6 * exact.norm()
+def test_all_steps_of_28(op):
+    inputs = make_inputs(1, 1, 1, (28, 28), dtype=torch.float32)
+    assert_close(run(op, inputs, 28, "softmax"), expected(*inputs, 28, "softmax"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("side", [14, 28])
-def test_half_types_are_rounded_only_in_the_end(kernels, side, dtype):
-    inputs = [t.to(dtype) for t in make_inputs(1, 2, 2, (side, side))]
-    got = run_kernels(kernels, *inputs, 5, "softmax")
-    single = run_kernels(kernels, *(t.float() for t in inputs), 5, "softmax")
+@pytest.mark.parametrize("side", [14, 28, 9])
+def test_half_types_are_rounded_only_in_the_end(op, side, dtype):
+    inputs = make_inputs(1, 2, 2, (side, side), dtype=dtype)
+    got = run(op, inputs, 5, "softmax")
+    single = run(op, [t.float() for t in inputs], 5, "softmax")
     for value, exact in zip(got, single, strict=True):
         assert value.dtype == dtype and torch.equal(value, exact.to(dtype))
 
 
-def test_extreme_logits(kernels):
-    m0, weights, grad = make_inputs(1, 2, 2, (14, 14))
-    inputs = (m0.float(), (weights.sign() * 80).float(), grad.float())
+@pytest.mark.parametrize("side", [14, 9])
+def test_inputs_that_are_not_contiguous(op, side):
+    # Channels last, transposed, and one column of two: what autograd hands over.
+    grad, m0, weights = make_inputs(1, 3, 3, (side, side), dtype=torch.float32)
+    spread = torch.stack([grad, grad], dim=-1)[..., 1]
+    inputs = [spread, m0.transpose(2, 3).contiguous().transpose(2, 3)]
+    inputs.append(weights.contiguous(memory_format=torch.channels_last))
+    assert not any(t.is_contiguous() for t in inputs)
+    for got, want in zip(
+        run(op, inputs, 3, "softmax"), run(op, [grad, m0, weights], 3, "softmax"), strict=True
+    ):
+        assert torch.equal(got, want)
+
+
+def test_extreme_logits(op):
+    grad, m0, weights = make_inputs(1, 2, 2, (14, 14), dtype=torch.float32)
+    inputs = (grad, m0, weights.sign() * 80)
     for norm in ("softmax", "sigmoid_sum"):
-        got = run_kernels(kernels, *inputs, 6, norm)
-        for value, exact in zip(got, expected(*inputs, 6, norm), strict=True):
-            assert value.isfinite().all() and (value - exact).norm() < 2e-6 * m0.norm()
+        got = run(op, inputs, 6, norm)
+        assert all(t.isfinite().all() for t in got)
+        assert_close(got, expected(*inputs, 6, norm), m0.norm().item())
 
 
-def test_which_shapes_take_the_tile_kernels(kernels):
-    hopper, small = 227 * 1024, 48 * 1024  # bytes of shared memory that a block may have
+def test_no_regions_launch_nothing(op):
+    for result in run(op, make_inputs(0, 2, 2, (14, 14)), 3, "softmax"):
+        assert result.numel() == 0
 
-    def tile(size, steps, limit=hopper, float64=False, backward=True, maps=1):
-        return kernels.choose_tile(*(maps, *size, steps, float64, backward), ctypes.c_int64(limit))
+
+def test_maps_that_are_too_large_are_refused(op):
+    inputs = make_inputs(1, 1, 1, (65, 2))
+    problem = op.problem(inputs, [torch.empty(0)] * 3, (1, 0))
+    assert problem.startswith("message_passing: the CUDA kernel takes maps up to 64 x 64")
+
+
+def test_which_shapes_take_the_tile_kernels(library):
+    small = 48 * 1024
+
+    def tile(size, steps, limit=HOPPER, float64=False, backward=True, maps=1):
+        return library.choose_tile(*(maps, *size, steps, float64, backward), ctypes.c_int64(limit))
 
     assert tile((14, 14), 14) == 14 and tile((28, 28), 28) == 28
     assert tile((14, 28), 14) == tile((7, 7), 7) == tile((56, 56), 56) == 0
@@ -189,46 +167,3 @@ def test_which_shapes_take_the_tile_kernels(kernels):
     assert tile((28, 28), 28, limit=small, backward=False) == 28
     # Four warps with their gradients of K do not fit where four short sets of planes do.
     assert tile((14, 14), 1, limit=30 * 1024) == 14 and tile((14, 14), 1, 30 * 1024, maps=2) == 0
-
-
-def test_the_emulation_finds_what_is_wrong(tmp_path):
-    source = tmp_path / "wrong.cpp"
-    source.write_text(f'#include "{HERE / "cuda_on_cpu.h"}"' + WRONG_KERNELS)
-    library = compile_kernels(source, tmp_path / "wrong.so")
-    problems = [library.run_kernels(kind).decode() for kind in range(6)]
-    assert problems == [
-        "no barrier: 0",
-        "no barrier: 1",
-        "threads wait for each other for ever",
-        "threads meet at __syncwarp and __shfl_sync",
-        "a shuffle without all lanes",
-        "a write behind the end of the shared memory",
-    ]
-
-
-# Kernel `kind` reverses 32 numbers; 0 and 1 lack a barrier, in both orders of threads.
-WRONG_KERNELS = """
-#include <cstdio>
-alignas(16) unsigned char memory[4096];
-extern "C" const char* run_kernels(int kind) {
-  static std::string problem;
-  int* numbers = reinterpret_cast<int*>(memory);
-  int right = 0;
-  try {
-    run_blocks(1, 32, memory, 128, 128, kind == 1, [&] {
-      const int lane = threadIdx.x;
-      if (kind == 2 && lane == 0) return;
-      numbers[lane + (kind == 5 ? 1 : 0)] = lane;
-      if (kind == 3 && lane % 2) __shfl_sync(0xffffffff, lane, 0);
-      if (kind == 4) __shfl_sync(0xffff, lane, 0);
-      if (kind > 1) __syncwarp();
-      const int other = numbers[31 - lane];
-      if (lane == (kind == 1 ? 31 : 0)) right = other == 31 - lane;
-    });
-    problem = "no barrier: " + std::to_string(right ? -1 : kind);
-  } catch (const std::exception& error) {
-    problem = error.what();
-  }
-  return problem.c_str();
-}
-"""

@@ -1,6 +1,8 @@
 """shape_prior_blend: hand-computed case, reference, kernels, gradients, errors, compilation."""
 
 import math
+import subprocess
+import sys
 
 from psis_d2.ops import has_extension, op_paths, reference, shape_prior_blend
 
@@ -226,6 +228,10 @@ class TestKernels(OpTester):
         assert torch.ops.psis_d2.shape_prior_blend_bwd(*arguments)[1].numel() == 0
 
     @needs_extension
+    def test_func_transforms(self):
+        self.check_func_transforms(*make_case(3, 4, 5, 6, 7, 2))
+
+    @needs_extension
     def test_refuses_double_backward(self):
         (logits, priors), args = make_case(2, 3, 4, 5, 5)
         logits.requires_grad_()
@@ -324,6 +330,23 @@ def test_a_class_that_is_not_there(function):
     classes[1] = 2
     with pytest.raises(IndexError):
         function(*inputs, boxes, frames, size, classes, offset)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_class_that_is_not_there_fails_an_assertion_on_cuda():
+    # In a process of its own: after a failed assertion the device takes no more work.
+    needs_kernel("cuda")
+    script = """
+import torch
+from psis_d2.ops import shape_prior_blend
+logits, priors, boxes = torch.zeros(2, 3), torch.ones(2, 3, 4, 4), torch.ones(2, 4)
+tensors = [t.cuda() for t in (logits, priors, boxes, boxes)]
+shape_prior_blend(*tensors, (5, 5), torch.tensor([0, 2]).cuda())
+torch.cuda.synchronize()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode != 0 and "device-side assert" in result.stderr
 
 
 @pytest.mark.parametrize("function", PATHS)
