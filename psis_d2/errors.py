@@ -128,7 +128,8 @@ def as_user_error(error: BaseException) -> UserError | None:
             "The data loader's workers have no room in shared memory; enlarge /dev/shm (docker run "
             "--shm-size 8g) or lower DATALOADER.NUM_WORKERS."
         )
-    if worker := _WORKER.search(text):
+    # PyTorch wraps what came by a signal if it waits for the worker just then
+    if worker := _WORKER.search(str(error.__cause__)) or _WORKER.search(text):
         how = f"was killed by a signal ({worker[2]})" if worker[2] else "has ended unexpectedly"
         return UserError(
             f"The data loader's worker process {worker[1]} {how}, most often for want of memory; "

@@ -96,7 +96,9 @@ def test_a_killed_worker_is_named(data, tmp_path):
         os.kill(worker, signal.SIGKILL)
         assert run.status() == 2
         (sentence,) = run.errors()
-        assert f"worker process {worker} was killed by a signal (Killed)" in sentence
+        # PyTorch may see that it is gone before it hears why
+        ends = ("was killed by a signal (Killed)", "has ended unexpectedly")
+        assert any(f"worker process {worker} {end}" in sentence for end in ends)
 
 
 def test_one_run_in_a_folder(data, tmp_path):
