@@ -121,19 +121,14 @@ def as_user_error(error: BaseException) -> UserError | None:
             "Too many files are open for this shell's limit, which the data loader's workers need; "
             "raise it (ulimit -n 4096) or lower DATALOADER.NUM_WORKERS."
         )
+    if sentence := _killed_worker(error):
+        return sentence
     if not isinstance(error, (RuntimeError, OSError)):
         return None
     if "shared memory" in text or "/torch_" in text:
         return UserError(
             "The data loader's workers have no room in shared memory; enlarge /dev/shm (docker run "
             "--shm-size 8g) or lower DATALOADER.NUM_WORKERS."
-        )
-    # PyTorch wraps what came by a signal if it waits for the worker just then
-    if worker := _WORKER.search(str(error.__cause__)) or _WORKER.search(text):
-        how = f"was killed by a signal ({worker[2]})" if worker[2] else "has ended unexpectedly"
-        return UserError(
-            f"The data loader's worker process {worker[1]} {how}, most often for want of memory; "
-            "lower DATALOADER.NUM_WORKERS or the batch, and go on with --resume."
         )
     if type(error).__name__.startswith("Dist") or any(word in text for word in _LOST):
         reason = re.sub(r"^\[[^]]*\]\s*", "", text.splitlines()[0])[:120].rstrip(".")
@@ -142,3 +137,18 @@ def as_user_error(error: BaseException) -> UserError | None:
             "and go on with --resume."
         )
     return None
+
+
+def _killed_worker(error: BaseException | None) -> UserError | None:
+    """PyTorch raises from a signal's handler, so anywhere, and others may have wrapped it."""
+    sentence = None
+    while error is not None:
+        worker = _WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
+        if worker:
+            how = f"was killed by a signal ({worker[2]})" if worker[2] else "has ended unexpectedly"
+            sentence = UserError(
+                f"The data loader's worker process {worker[1]} {how}, most often for want of "
+                "memory; lower DATALOADER.NUM_WORKERS or the batch, and go on with --resume."
+            )
+        error = error.__cause__ or error.__context__
+    return sentence

@@ -36,6 +36,13 @@ def test_machines_are_to_blame(error, words):
     assert sentence.status == 2
 
 
+def test_a_killed_worker_is_found_behind_other_errors():
+    cause = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+    error = SystemError("a result with an exception set")
+    error.__cause__ = cause
+    assert "process 12 was killed by a signal (Killed)" in str(as_user_error(error))
+
+
 def test_lost_processes_are_told_apart():
     error = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed")
     sentence = as_user_error(error)

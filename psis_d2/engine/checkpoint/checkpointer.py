@@ -105,10 +105,14 @@ class Checkpointer(DetectionCheckpointer):
                 torch.save(data, file)
             self.tag_last_checkpoint(f"{name}.pth")
         except (OSError, RuntimeError) as error:
-            # torch has an OSError of the file as the cause of a RuntimeError
-            while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
-                error = error.__cause__ or error.__context__
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            # torch has an OSError of the file as the cause of a RuntimeError; other ones, of a
+            # worker that was killed meanwhile, are not the disk's
+            found = error
+            while not isinstance(found, OSError) and found is not None:
+                found = found.__cause__ or found.__context__
+            if found is None and "Writer" not in str(error):
+                raise
+            reason = getattr(found, "strerror", None) or str(found or error).splitlines()[0]
             sentence = (
                 f"The checkpoint {final} cannot be written ({reason}); make room and go on with "
                 f"--resume from {self.get_checkpoint_file() or 'the beginning'}"
