@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from psis_d2.cli import train
-from psis_d2.engine.train import run_process as main
+from psis_d2.engine.train import run_process
 from psis_d2.errors import exit_on_user_error
 
 __all__ = ["invoke_main", "main", "parse_arguments"]
@@ -22,6 +22,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     train.add_arguments(parser)
     return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> dict | None:
+    """A run in this process alone."""
+    with exit_on_user_error():
+        return run_process(args)
 
 
 def invoke_main(argv: Sequence[str] | None = None) -> None:

@@ -130,6 +130,10 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.
     node.SKIP_MISMATCHED_WEIGHTS = False, flag()
+    # Train on when a checkpoint cannot be written, on a full disk for example; not the final one.
+    node.SAVE_MAY_FAIL = False, flag()
+    # Seconds that processes wait for one that hangs (as PyTorch); an evaluation has to fit.
+    node.PROCESS_TIMEOUT = 1800.0, number(0.0, above=True)
 
 
 def _add_region_config(keys: dict[str, Key]) -> None:

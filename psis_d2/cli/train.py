@@ -20,6 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", default="", metavar="FILE", help="a file or a name")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run code that a file of weights holds; only for files whose origin you know",
+    )
+    parser.add_argument(
+        "--allow-random",
+        action="store_true",
+        help="go on with weights that do not fit the model, which stay random",
+    )
     add_data_arguments(parser)
     group = parser.add_argument_group("where it runs")
     group.add_argument("--num-gpus", type=int, help="of each machine, 0 = CPU; default: 1 if any")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -184,6 +185,7 @@ class Loader:
             num_workers=num_workers,
             collate_fn=_as_list,
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_leave_group,
             **options,
         )
 
@@ -192,11 +194,31 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self._loader:
+        for batch in _naming_lost_workers(iter(self._loader)):
             for sample in batch:
                 if isinstance(sample, UserError):
                     raise sample
             yield batch
+
+
+def _naming_lost_workers(batches: Iterator[list]) -> Iterator[list]:
+    """The batches; a worker that dies while it hands one over is PyTorch's error for dead workers.
+
+    PyTorch itself sees there a connection that ends, in one of several ways.
+    """
+    try:
+        yield from batches
+    except (OSError, EOFError) as error:
+        gone = [worker.pid for worker in getattr(batches, "_workers", ()) if not worker.is_alive()]
+        if not gone:
+            raise
+        pids = ", ".join(map(str, gone))
+        raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
+
+
+def _leave_group(worker_id: int) -> None:
+    """What a terminal sends to all processes is for the one that trains, which ends its workers."""
+    os.setpgid(0, 0)
 
 
 def _as_list(batch: list) -> list:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import defaultdict
 
+from psis_d2.engine.non_finite import FiniteLosses
 from psis_d2.errors import UserError, check_choice
 
 import torch
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class TrainingLoop(SimpleTrainer):
+class TrainingLoop(FiniteLosses, SimpleTrainer):
     """Detectron2's loop with gradient accumulation and autocast on any device.
 
     A process's share of a batch goes through the model in parts; the gradients add up to those of

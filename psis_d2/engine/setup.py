@@ -136,7 +136,7 @@ def _skip_initial_weights(cfg: CfgNode) -> None:
     """Name the checkpoint that a run resumes from, so that no builder looks for other weights."""
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if not cfg.MODEL.WEIGHTS and os.path.isfile(last):
-        with open(last, encoding="utf-8") as file:
+        with open(last, encoding="utf-8", errors="replace") as file:
             cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, file.read().strip())
 
 

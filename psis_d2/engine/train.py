@@ -1,19 +1,25 @@
 """A whole run: train and evaluate, or evaluate alone, in as many processes as it takes."""
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
+from psis_d2.engine.checkpoint import remove_leftovers
 from psis_d2.engine.expectations import verify_expected
-from psis_d2.engine.launch import launch
+from psis_d2.engine.launch import is_first, launch
+from psis_d2.engine.lock import locked
+from psis_d2.engine.logs import failing_with_the_disk
 from psis_d2.engine.setup import build_config, choose_gpus, prepare_data, setup_run
+from psis_d2.engine.signals import SignalGate
+from psis_d2.engine.split import adopt_split, with_classes_of_checkpoint
 from psis_d2.engine.trainer import Trainer, build_checkpointer
-from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.errors import UserError
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -31,6 +37,8 @@ def train(
     train_images: str | None = None,
     val_json: str | None = None,
     val_images: str | None = None,
+    trust_checkpoint: bool = False,
+    allow_random: bool = False,
 ) -> None:
     """Do what ``psis-d2 train`` does; results and checkpoints are in the config's ``OUTPUT_DIR``.
 
@@ -47,16 +55,22 @@ def train(
         num_machines, machine_rank, dist_url: see :func:`psis_d2.engine.launch.launch`.
         train_json, train_images, val_json, val_images: COCO-format annotations and their images,
             in place of ``DATASETS.*``.
+        trust_checkpoint: run code that a file of weights holds.
+        allow_random: go on with weights that do not fit the model, which stay random.
 
     Raises:
         UserError: something in the arguments or the config cannot be used.
-        SystemExit: one of the processes has ended with an error, which it has printed.
+        LostProcess: one of several processes has died or hangs.
+        SystemExit: one of the processes has ended with a status, or a signal has ended the run.
     """
     args = argparse.Namespace(**locals())
     args.num_gpus = choose_gpus(args.num_gpus)
-    # once here, not once in every process
-    prepare_data(build_config(args), training=not args.eval_only)
-    try:
+    args = with_classes_of_checkpoint(args)
+    cfg = build_config(args)
+    with SignalGate(), locked(cfg.OUTPUT_DIR if is_first(args.machine_rank) else ""):
+        remove_leftovers(cfg.OUTPUT_DIR)
+        # once here, not once in every process
+        prepare_data(cfg, training=not args.eval_only)
         launch(
             run_process,
             num_gpus=args.num_gpus,
@@ -65,9 +79,8 @@ def train(
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
             args=(args,),
+            timeout=cfg.PSIS.PROCESS_TIMEOUT,
         )
-    except ProcessExitedException as error:
-        sys.exit(error.exit_code)  # the process itself said why
 
 
 def run_process(args: argparse.Namespace) -> dict | None:
@@ -76,31 +89,39 @@ def run_process(args: argparse.Namespace) -> dict | None:
     Args:
         args: the arguments of :func:`train`, ``num_gpus`` being a number.
     """
-    with exit_on_user_error():
-        cfg = build_config(args)
+    trusted = {"trust_checkpoint": args.trust_checkpoint, "allow_random": args.allow_random}
+    cfg = build_config(args)
+    if args.eval_only:
+        cfg = adopt_split(cfg, args.resume, chosen="PSIS.SEEN_CLASSES" in (args.opts or ()))
+    with failing_with_the_disk():
         setup_run(cfg, args)
         if args.eval_only:
-            return evaluate(cfg, args.resume)
-        trainer = Trainer(cfg)
+            return evaluate(cfg, args.resume, **trusted)
+        trainer = Trainer(cfg, **trusted)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> dict:
+def evaluate(
+    cfg: CfgNode, resume: bool, *, trust_checkpoint: bool = False, allow_random: bool = False
+) -> dict:
     """Load weights, evaluate, and verify the results against ``TEST.EXPECTED_RESULTS``.
 
     Args:
         cfg: names the weights in ``MODEL.WEIGHTS``.
         resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
+        trust_checkpoint, allow_random: see :func:`train`.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = build_checkpointer(cfg, model)
+    checkpointer = build_checkpointer(cfg, model, trust=trust_checkpoint, allow_random=allow_random)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise UserError(
             "--eval-only needs weights: add MODEL.WEIGHTS FILE, or --resume where OUTPUT_DIR has a "
             "checkpoint."
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if note := checkpointer.split_note():
+        logger.warning("This evaluation is under another split than the training: %s.", note)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_expected(cfg, results)

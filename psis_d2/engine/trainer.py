@@ -11,6 +11,7 @@ from psis_d2.data.training_set import seen_ids_for
 from psis_d2.engine.best_checkpoint import BestCheckpoint
 from psis_d2.engine.checkpoint import Checkpointer
 from psis_d2.engine.expectations import verify_expected
+from psis_d2.engine.guard import GuardedTraining, SaveBeforeEvaluation
 from psis_d2.engine.loop import build_loop
 from psis_d2.engine.pictures import ValidationPictures
 from psis_d2.engine.schedule import schedule_for
@@ -51,19 +52,27 @@ class _LoaderFromIteration:
     def __init__(self, build):
         self.build = build
         self.start_iter = 0
+        self.batch: list[dict] = []  # the last one, for those who have to say what was in it
 
     def __iter__(self):
-        yield from self.build(self.start_iter)
+        for batch in self.build(self.start_iter):
+            self.batch = batch
+            yield batch
 
 
-class Trainer(DefaultTrainer):
+class Trainer(GuardedTraining, DefaultTrainer):
     """Train and evaluate a psis_d2 config.
 
     A run with ``SEED >= 0`` that is resumed gives the losses of an uninterrupted one. On the CPU
     it works with any number of (gloo) processes.
+
+    Args:
+        cfg: the config.
+        trust_checkpoint: run code that a file of weights holds.
+        allow_random: train from weights of which (nearly) none fit.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, *, trust_checkpoint: bool = False, allow_random: bool = False):
         # Not DefaultTrainer.__init__: Detectron2 v0.6 wraps the model for GPUs only.
         TrainerBase.__init__(self)
         cfg = schedule_for(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
@@ -75,7 +84,13 @@ class Trainer(DefaultTrainer):
         self._trainer = build_loop(cfg, model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = build_checkpointer(
-            cfg, model, may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""), trainer=weakref.proxy(self)
+            cfg,
+            model,
+            training=True,
+            may_lack=PARTS.get(cfg.PSIS.TRAIN_ONLY, ""),
+            trust=trust_checkpoint,
+            allow_random=allow_random,
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -116,10 +131,12 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self):
-        """Detectron2's hooks, after one that seeds every iteration; more behind the evaluation."""
-        hooks = super().build_hooks()
-        after = 1 + max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        hooks[after:after] = build_evaluation_hooks(self.cfg, self.model)
+        """Detectron2's, after one that seeds every iteration; more around the evaluation."""
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        at = max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[at + 1 : at + 1] = build_evaluation_hooks(self.cfg, self.model)
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
+            hooks.insert(at, SaveBeforeEvaluation(self.cfg.TEST.EVAL_PERIOD))
         return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
 
     def build_writers(self):
@@ -130,13 +147,6 @@ class Trainer(DefaultTrainer):
             run = {"project": project, "name": os.path.basename(folder), "folder": folder}
             writers.insert(0, WandbWriter(**run, config={"config": self.cfg.dump()}))
         return writers
-
-    def run_step(self):
-        """One iteration; bad input leaves as an exit, which Detectron2 does not log as a crash."""
-        try:
-            super().run_step()
-        except UserError as error:
-            raise SystemExit(str(error)) from None
 
     @classmethod
     def build_model(cls, cfg):
@@ -209,18 +219,37 @@ def wrap_for_distribution(model: torch.nn.Module) -> torch.nn.Module:
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def build_checkpointer(cfg, model, may_lack: str = "", **checkpointables) -> Checkpointer:
+def build_checkpointer(
+    cfg,
+    model,
+    *,
+    training: bool = False,
+    may_lack: str = "",
+    trust: bool = False,
+    allow_random: bool = False,
+    **checkpointables,
+) -> Checkpointer:
     """The checkpointer of a config: it knows the categories of the config's data.
 
-    ``may_lack`` and ``checkpointables`` are those of :class:`Checkpointer`.
+    Args:
+        cfg: the config.
+        model: its model.
+        training: whether the model will be trained; otherwise a file must have all its weights.
+        may_lack, trust, allow_random, checkpointables: see :class:`Checkpointer`.
     """
     names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
+    known = MetadataCatalog.get(names[0]).get("thing_classes", []) if names else []
     return Checkpointer(
         model,
         cfg.OUTPUT_DIR,
-        class_names=MetadataCatalog.get(names[0]).get("thing_classes", []) if names else [],
+        class_names=cfg.PSIS.CLASSES or known,
         seen_ids=seen_ids_for(cfg) if names else [],
+        cfg=cfg,
         skip_mismatched=cfg.PSIS.SKIP_MISMATCHED_WEIGHTS,
         may_lack=may_lack,
+        complete=not training,
+        trust=trust,
+        allow_random=allow_random,
+        may_fail=cfg.PSIS.SAVE_MAY_FAIL,
         **checkpointables,
     )

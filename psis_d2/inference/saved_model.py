@@ -72,7 +72,9 @@ class SavedModel:
     def build(self) -> nn.Module:
         """The model on its device, with its weights, in eval mode."""
         model = build_model(self.cfg)
-        Checkpointer(model, class_names=self.class_names).load(self.cfg.MODEL.WEIGHTS)
+        Checkpointer(model, class_names=self.class_names, complete=True).load(
+            self.cfg.MODEL.WEIGHTS
+        )
         return model.eval()
 
 

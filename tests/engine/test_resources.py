@@ -1,0 +1,63 @@
+"""What a run needs of the machine: estimates by hand, and refusals before the work."""
+
+import resource
+from collections import namedtuple
+
+import psis_d2  # noqa: F401
+from psis_d2.engine import resources
+from psis_d2.engine.checkpoint import Checkpointer
+from psis_d2.errors import UserError
+
+import pytest
+import torch
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "copies"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=1.0), 1),
+        (lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9), 2),
+        (lambda p: torch.optim.AdamW(p, lr=1.0), 3),
+    ],
+)
+def test_size_of_a_checkpoint(tmp_path, optimizer, copies):
+    model = torch.nn.Linear(1000, 100)
+    optimizer = optimizer(model.parameters())
+    size = resources.checkpoint_bytes(model, optimizer)
+    assert size == copies * (1000 * 100 + 100) * 4
+    model(torch.ones(1, 1000)).sum().backward()
+    optimizer.step()
+    Checkpointer(model, str(tmp_path), optimizer=optimizer).save("model")
+    assert (tmp_path / "model.pth").stat().st_size == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize(("free", "count"), [(10, 1), (19, 2), (19, 5)])
+def test_no_room_for_the_first_checkpoints(monkeypatch, free, count):
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Usage(0, 0, free * 10**6 - 1))
+    with pytest.raises(UserError, match=f"writes {count} checkpoints of 10.0 MB, and .* are free"):
+        resources.check_disk("out", 10**7, count)
+
+
+def test_room_for_some_is_a_warning_and_for_all_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Usage(0, 0, 5 * 10**7))
+    resources.check_disk("out", 10**7, 5)
+    assert caplog.text == ""
+    resources.check_disk("out", 10**7, 6)
+    assert "will be full before the end" in caplog.text
+    resources.check_disk("s3://bucket/run", 10**12, 9)
+    resources.check_disk("", 10**12, 9)
+
+
+def test_open_files_are_raised_to_what_is_allowed(monkeypatch):
+    limits = {"now": (100, 300)}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, new: limits.update(now=new))
+    resources.allow_open_files(14)
+    assert limits["now"] == (300, 300)
+    with pytest.raises(UserError, match="allows 300 open files, and 15 workers .* need some 304"):
+        resources.allow_open_files(15)
+    limits["now"] = (1024, resource.RLIM_INFINITY)
+    resources.allow_open_files(15)
+    assert limits["now"] == (65536, resource.RLIM_INFINITY)
