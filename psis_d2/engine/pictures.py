@@ -62,14 +62,16 @@ class ValidationPictures(HookBase):
             return
         if self._batches is None:
             self._batches = list(itertools.islice(self.loader(), self.count))
-        training = self.model.training
+        training, state = self.model.training, np.random.get_state()
         self.model.eval()
+        np.random.seed(0)  # of the colors: the same in every evaluation
         try:
             for number, batch in enumerate(self._batches):
                 picture = self.picture(batch)
                 self.trainer.storage.put_image(f"validation/{number}", picture)
         finally:
             self.model.train(training)
+            np.random.set_state(state)  # training draws what it would have without pictures
 
     def picture(self, batch: list[dict]) -> np.ndarray:
         """uint8 [3, H, W]: the image of a batch of one, its predictions over it."""

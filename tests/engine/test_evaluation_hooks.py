@@ -151,6 +151,17 @@ def test_pictures_come_with_evaluations(tmp_path):
     assert run.hook.model.training
 
 
+def test_pictures_leave_the_random_numbers_of_training_alone(tmp_path):
+    run = Run(tmp_path, pictures())
+    np.random.seed(7)
+    wanted = np.random.rand()
+    np.random.seed(7)
+    run.evaluate({}, {}, {}, {})
+    assert np.random.rand() == wanted
+    drawn = [picture for _, picture, _ in run.storage._vis_data]
+    assert np.array_equal(drawn[0], drawn[2])  # colors stay from one evaluation to the next
+
+
 class FakeRun:
     def __init__(self):
         self.logged, self.finished = [], False
