@@ -173,4 +173,5 @@ def with_formulas(markdown: str) -> str:
         return f'<div class="formula">{"".join(formulas)}</div>'
 
     markdown = re.sub(r"^```math\n(.*?)^```$", block, markdown, flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r"\$`([^`\n]+)`\$", lambda x: convert(x[1]), markdown)
+    # In a span: a line that begins with <math> would be a block of its own.
+    return re.sub(r"\$`([^`\n]+)`\$", lambda x: f"<span>{convert(x[1])}</span>", markdown)

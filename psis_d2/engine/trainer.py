@@ -189,6 +189,7 @@ def build_checkpointer(cfg, model, may_lack: str = "", **checkpointables) -> Che
         cfg.OUTPUT_DIR,
         class_names=MetadataCatalog.get(names[0]).get("thing_classes", []) if names else [],
         seen_ids=seen_ids_for(cfg) if names else [],
+        cfg=cfg,
         skip_mismatched=cfg.PSIS.SKIP_MISMATCHED_WEIGHTS,
         may_lack=may_lack,
         **checkpointables,
