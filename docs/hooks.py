@@ -1,10 +1,10 @@
 """What `mkdocs build` does with our pages beside Markdown: mkdocs.yml names this file.
 
-``<!-- include: RESULTS.md -->`` and ``<!-- include: CONTRIBUTING.md#Add an op -->`` stand for a file
-of the repository, without its title, or for the text of one section. ``<!-- keys: PSIS.CPMASK -->``
-is a table of config keys, made from psis_d2/config.py. Formulas are written as GitHub has them,
-fenced as ``math`` or in $`...`$, and become MathML. ``<!-- needs: COCO -->`` in front of a code block
-says that it does not run everywhere, and is shown.
+``<!-- include: RESULTS.md -->`` and ``<!-- include: CONTRIBUTING.md#Add an op -->`` stand for a
+file of the repository, without its title, or for the text of one section. ``<!-- keys: PSIS.CPMASK
+-->`` is a table of config keys, made from psis_d2/config.py. Formulas are written as GitHub has
+them, fenced as ``math`` or in $`...`$, and become MathML. ``<!-- needs: COCO -->`` in front of a
+code block says that it does not run everywhere, and is shown.
 """
 
 import html

@@ -1,7 +1,7 @@
 """Draw the figure of every method.
 
-    python docs/figures/draw.py          # all of them, beside this file
-    python docs/figures/draw.py cpmask   # one
+python docs/figures/draw.py          # all of them, beside this file
+python docs/figures/draw.py cpmask   # one
 """
 
 import sys
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from sketch import (
     BOX,
     Sketch,
@@ -51,8 +52,9 @@ def road() -> Sketch:
     regions = s.box(6.85, y, "regions", "proposals, annotated\nor jittered boxes", w=1.75, h=1.15)
     head = s.box(8.8, y, "mask head", "one file\na method", "masks", w=1.5, h=1.15)
     mask = s.picture(10.85, y, mug().astype(float), "seen | unseen | all\nmeasured apart")
-    for a, b in zip((image, data, detector, regions, head), (data, detector, regions, head, mask),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        (image, data, detector, regions, head), (data, detector, regions, head, mask), strict=True
+    ):
         s.arrow(a, b)
     s.text(2.75, 1.15, "every object: box, class, gt_has_mask", size=8)
     s.legend("boxes", "masks")
@@ -68,8 +70,9 @@ def baselines() -> Sketch:
     many = s.box(7.1, 1.45, "a channel a class", "class-specific", "masks", w=1.8)
     soft = blurred(mug(), 1.5)
     good = s.picture(9.2, 2.75, soft, size=0.95)
-    bad = s.picture(9.2, 1.45, 0.35 * blurred(np.random.default_rng(1).random((56, 56)), 2.5) + 0.2,
-                    size=0.95)  # fmt: skip
+    bad = s.picture(
+        9.2, 1.45, 0.35 * blurred(np.random.default_rng(1).random((56, 56)), 2.5) + 0.2, size=0.95
+    )
     s.arrow(region, trunk)
     s.arrow(trunk, one)
     s.arrow(trunk, many)
@@ -126,8 +129,15 @@ def shapemask() -> Sketch:
     rough = s.picture(8.3, 3.2, coarse(blurred(mug(), 2)), "coarse mask")
     second = s.box(10.0, 3.2, "decoder 2", "2x or 4x finer", "masks", w=1.45)
     fine = s.picture(11.35, 3.2, blurred(mug(), 0.8), "fine mask", size=1.0)
-    embed = s.box(8.3, 1.3, "instance embedding", "mean feature inside, taken\nfrom every feature",
-                  "fixed", w=2.3, h=1.0)  # fmt: skip
+    embed = s.box(
+        8.3,
+        1.3,
+        "instance embedding",
+        "mean feature inside, taken\nfrom every feature",
+        "fixed",
+        w=2.3,
+        h=1.0,
+    )
     for a, b in ((image, weigh), (weigh, prior), (prior, first), (first, rough), (second, fine)):
         s.arrow(a, b)
     s.arrow((1.75, 1.35), weigh, sides=("", "bottom"), bend=0.25)
@@ -145,7 +155,9 @@ def shapeprop() -> Sketch:
     heat = s.picture(6.75, 3.6, saliency(), "saliency of its class", cmap=HEAT, size=1.0)
     weigh = s.box(4.8, 1.8, "message weights", "8 neighbors and itself", "masks", w=1.9)
     propagate = s.box(8.6, 2.65, "propagate", "message passing,\n14 steps", "masks", w=1.5, h=1.05)
-    shape = s.picture(10.2, 2.65, coarse(blurred(mug(), 2)), "shape activation", size=1.0, cmap=HEAT)
+    shape = s.picture(
+        10.2, 2.65, coarse(blurred(mug(), 2)), "shape activation", size=1.0, cmap=HEAT
+    )
     head = s.box(10.4, 1.05, "mask trunk", "on X and activation", "masks", w=1.7)
     s.arrow(region, classify)
     s.arrow(region, weigh)
@@ -171,10 +183,13 @@ def cpmask() -> Sketch:
     edge = s.picture(6.9, 1.3, boundary(), "boundary (loss)", cmap=HEAT, size=1.0)
     fuse = s.box(4.8, 2.9, "gated sum", "X + gate * B", "masks", w=1.5)
     trunk = s.box(6.7, 2.9, "trunk", "4 convolutions", "masks", w=1.4)
-    attend = s.box(8.75, 2.9, "affinity", "every cell attends\nto all cells", "masks", w=1.6, h=1.05)
+    attend = s.box(
+        8.75, 2.9, "affinity", "every cell attends\nto all cells", "masks", w=1.6, h=1.05
+    )
     query = 0.75 * blurred(mug(), 2.0) * np.linspace(1.2, 0.8, 56)[None] + 0.1
-    heat = s.picture(8.75, 1.35, coarse(query), "whom a cell of the\nmug attends to (loss)", cmap=HEAT,
-                     size=1.0)  # fmt: skip
+    heat = s.picture(
+        8.75, 1.35, coarse(query), "whom a cell of the\nmug attends to (loss)", cmap=HEAT, size=1.0
+    )
     mask = s.picture(11.1, 2.9, blurred(mug(), 0.8), "mask", size=1.1)
     s.arrow(region, fuse)
     s.arrow(region, tower, sides=("right", "left"), bend=0.2)
@@ -221,8 +236,9 @@ def teacher_student() -> Sketch:
     teacher = s.box(5.0, 3.5, "teacher", "class-agnostic, any head", "masks", w=2.0)
     student = s.box(5.0, 1.4, "student", "class-specific, any head", "both", w=2.0)
     guess = s.picture(7.5, 3.5, blurred(mug(), 2.5), "probability", size=1.0)
-    clean = s.box(9.5, 3.5, "pseudo mask", "threshold, interaction\nor CRF; cleaned", "fixed", w=1.9,
-                  h=1.05)  # fmt: skip
+    clean = s.box(
+        9.5, 3.5, "pseudo mask", "threshold, interaction\nor CRF; cleaned", "fixed", w=1.9, h=1.05
+    )
     pseudo = s.picture(11.25, 3.5, (blurred(mug(), 2.5) > 0.5).astype(float), size=1.0)
     mask = s.picture(7.5, 1.4, blurred(mug(), 0.9), "mask, also at test time", size=1.0)
     s.arrow(region, teacher)
@@ -242,11 +258,19 @@ def teacher_student() -> Sketch:
 def condinst() -> Sketch:
     s = Sketch(12, 4.5)
     image = s.picture(0.95, 2.9, photo(), "image", rectangle=BOX)
-    fcos = s.box(3.0, 3.7, "FCOS", "box, class and 233 numbers\nat every location", "boxes", w=2.2,
-                 h=1.05)  # fmt: skip
+    fcos = s.box(
+        3.0, 3.7, "FCOS", "box, class and 233 numbers\nat every location", "boxes", w=2.2, h=1.05
+    )
     branch = s.box(3.0, 2.0, "mask branch", "8 or 16 maps of the image", "both", w=2.2)
-    net = s.box(6.0, 2.9, "dynamic filters", "three 1x1 layers whose weights\nare these numbers",
-                "fixed", w=2.4, h=1.05)  # fmt: skip
+    net = s.box(
+        6.0,
+        2.9,
+        "dynamic filters",
+        "three 1x1 layers whose weights\nare these numbers",
+        "fixed",
+        w=2.4,
+        h=1.05,
+    )
     mask = s.picture(8.35, 2.9, blurred(mug(), 1.0), "mask over the image")
     s.arrow(image, fcos)
     s.arrow(image, branch)
@@ -280,11 +304,16 @@ def hourglass() -> Sketch:
         places.append(s.box(x, 2.5, "", kind="masks", w=0.5, h=h))
     for a, b in zip(places, places[1:], strict=False):
         s.arrow(a, b)
-    for a, b, lift in ((places[0], places[6], 0.34), (places[1], places[5], 0.34)):
+    for a, b in ((places[0], places[6]), (places[1], places[5])):
         s.arrow(a, b, sides=("top", "top"), bend=-0.16)
     s.arrow(region, places[0])
-    s.text(7.0, 1.25, "residual blocks: down to the context of the whole box and up again,\n"
-           "20, 52 or 100 layers; what is on the way down is added on the way up", size=8)  # fmt: skip
+    s.text(
+        7.0,
+        1.25,
+        "residual blocks: down to the context of the whole box and up again,\n"
+        "20, 52 or 100 layers; what is on the way down is added on the way up",
+        size=8,
+    )
     mask = s.picture(11.1, 2.5, blurred(mug(), 0.6), "mask")
     s.arrow(places[-1], mask)
     s.legend("masks")

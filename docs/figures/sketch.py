@@ -196,4 +196,4 @@ def boundary() -> np.ndarray:
 def filled_box() -> np.ndarray:
     """The box as a mask."""
     left, top, right, bottom = (2 * v - 1 for v in BOX)
-    return ((_X > left) & (_X < right) & (_Y > top) & (_Y < bottom)).astype(float)
+    return ((left < _X) & (right > _X) & (top < _Y) & (bottom > _Y)).astype(float)

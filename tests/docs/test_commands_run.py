@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from doc_blocks import PAGES, ROOT, Block, blocks_of, can_run, goes_on_after, read_page
 
 FIRST = "docs/getting-started.md"
