@@ -134,4 +134,5 @@ class Checkpointer(DetectionCheckpointer):
 
 def read_entry(path: str) -> dict:
     """What a checkpoint says of itself: class names, split, config; empty for other files."""
-    return torch.load(path, map_location="cpu", weights_only=True).get(_OURS, {})
+    file = PathManager.get_local_path(path)  # also of psis_d2:// and hf://
+    return torch.load(file, map_location="cpu", weights_only=True).get(_OURS, {})
