@@ -1,6 +1,8 @@
 """Rules of the tree that no single module can keep."""
 
+import argparse
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -11,10 +13,13 @@ from psis_d2.model_zoo import config_names
 
 import pytest
 
+from doc_blocks import PAGES, blocks_of, read_page
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/**/*.yaml"))
 SOURCE_SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh")
 MAX_LINES = 600
+PROGRAMS = ("make", "psis-d2", "python")
 
 # Configs of box detectors; all others have masks.
 DETECTORS_ALONE = {
@@ -170,41 +175,62 @@ def test_no_method_imports_another_method():
 
 
 def documented_commands(name: str) -> list[list[str]]:
-    """The words of every command line in the indented and fenced code of a Markdown file."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    blocks = [
-        code
-        for language, code in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-        if language in ("", "bash")
-    ]
-    inline = re.findall(r"`((?:make|python|psis-d2) [^`\n]+)`", text)
+    """The words of every command line in the code blocks and the inline code of a Markdown file."""
+    text = read_page(name)
+    blocks = [block.code for block in blocks_of(text) if block.language in ("", "bash")]
+    inline = re.findall(r"`((?:make|python|psis-d2) [^`]+)`", text)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True) for line in lines + inline]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def flags_of(command: str) -> set[str]:
+    """The flags that a subcommand of psis-d2 takes."""
+    parser = argparse.ArgumentParser(add_help=False)
+    importlib.import_module(f"psis_d2.cli.{command.replace('-', '_')}").add_arguments(parser)
+    return {flag for action in parser._actions for flag in action.option_strings} | {"--help"}
+
+
+def faults(words: list[str], targets: set[str]) -> list[str]:
+    """What a documented command names that is not there."""
+    if words[0] == "make":
+        wanted = [w for w in words[1:] if "=" not in w and not w.startswith("-")]
+        return [f"make {w}" for w in wanted if w not in targets]
+    missing = []
+    if words[0] == "python":
+        if words[1].endswith(".py"):
+            files = [words[1], *(w for w in words if w.startswith("configs/"))]
+            missing += [f for f in files if not (ROOT / f).is_file()]
+        return missing
+    if not words[1].startswith(("-", "<")) and words[1] not in ("COMMAND",):
+        if words[1] not in subcommands():
+            return [words[1]]
+        if words[1] != "zoo":
+            known = flags_of(words[1])
+            missing += [w for w in words[2:] if w.startswith("--") and w not in known]
+    named = [b for a, b in zip(words, words[1:], strict=False) if a == "--config-file"]
+    known = {"...", "psis_d2://NAME", *config_names()}
+    return missing + [c for c in named if c not in known and not c.startswith("output/")]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_documented_commands_exist(name):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    missing, checked = [], 0
-    for words in documented_commands(name):
-        if words[:1] == ["make"]:
-            wanted = [w for w in words[1:] if "=" not in w and not w.startswith("-")]
-            missing += [f"make {w}" for w in wanted if w not in targets]
-        elif words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"):
-            files = [words[1], *(w for w in words if w.startswith("configs/"))]
-            missing += [f for f in files if not (ROOT / f).is_file()]
-        elif words[:1] == ["psis-d2"]:
-            placeholder = words[1].startswith(("-", "<"))
-            missing += [words[1]] * (not placeholder and words[1] not in subcommands())
-            named = [b for a, b in zip(words, words[1:], strict=False) if a == "--config-file"]
-            known = {"...", "psis_d2://NAME", *config_names()}
-            missing += [c for c in named if c not in known]
-        else:
-            continue
-        checked += 1
-    assert missing == []
-    assert checked >= 2
+    commands = [x for x in documented_commands(name) if len(x) > 1 and x[0] in PROGRAMS]
+    assert [fault for words in commands for fault in faults(words, targets)] == []
+    if name in ("README.md", "CONTRIBUTING.md", "docs/getting-started.md"):
+        assert len(commands) >= 2
+
+
+def test_faults_of_commands_are_found():
+    targets = {"test"}
+    assert faults(["make", "tset"], targets) == ["make tset"]
+    assert faults(["python", "tools/none.py"], targets) == ["tools/none.py"]
+    assert faults(["psis-d2", "tarin"], targets) == ["tarin"]
+    assert faults(["psis-d2", "check", "--pictures", "x"], targets) == ["--pictures"]
+    assert faults(["psis-d2", "train", "--config-file", "shapeprop_R5"], targets) == [
+        "shapeprop_R5"
+    ]
 
 
 def test_every_make_target_is_listed_by_help():
@@ -214,13 +240,15 @@ def test_every_make_target_is_listed_by_help():
     assert targets == set(re.findall(r"^  make ([a-z-]+) ", listing, re.MULTILINE))
 
 
-def test_ci_runs_the_documented_test_command_and_lint():
+def test_ci_runs_the_documented_test_command_lint_and_docs():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     commands = [line for line in script.splitlines() if line.startswith("make ")]
-    assert commands == ["make test", "make lint"]
+    assert commands == ["make test", "make lint", "make docs"]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "constraints.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-docs.txt", "constraints.txt"]
+)
 def test_requirements_are_pinned(name):
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     lines = [line for line in lines if line and not line.startswith("#")]
