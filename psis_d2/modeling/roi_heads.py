@@ -120,8 +120,9 @@ class PartialROIHeads(StandardROIHeads):
 
         Every sampled proposal gets ``gt_index``, the row of its object in the image's target, and
         ``gt_has_mask`` and ``gt_mask_weight``, if targets have it; ``gt_masks`` stays in the
-        target, where it is cut out on demand. Background of images that are annotated for a part of the classes (``gt_exhaustive`` false) is left out
-        of the sample: it may be an object of another class.
+        target, where it is cut out on demand. Background of images that are annotated for a part of
+        the classes (``gt_exhaustive`` false) is left out of the sample: it may be an object of
+        another class.
         """
         light = []
         for target in targets:
