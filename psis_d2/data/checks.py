@@ -9,6 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from psis_d2.data.catalog import prepare_dataset
 from psis_d2.data.classes import check_classes, get_model_dicts
+from psis_d2.data.foreign_masks import (
+    match_masks,
+    names_file,
+    read_mask_file,
+    report_matches,
+)
 from psis_d2.data.supervision import count_masks
 from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
@@ -25,8 +31,8 @@ _SHOW_AFTER = 2  # seconds
 def check_data(cfg, training: bool = True) -> None:
     """Read all data of a config as a run will, and look for its image files.
 
-    Masks of a file that ``PSIS.MISSING_MASKS`` names are read, too; those of GrabCut are made at
-    the end. ``DATALOADER.CHECK_FILES False`` leaves out looking for files.
+    Files that ``PSIS.MISSING_MASKS`` and ``TEST.MASKS`` name are read, too; masks of GrabCut are
+    made at the end. ``DATALOADER.CHECK_FILES False`` leaves out looking for files.
 
     Args:
         cfg: the config.
@@ -43,6 +49,10 @@ def check_data(cfg, training: bool = True) -> None:
     for name, dicts in parts.items():
         if not dicts:
             raise UserError(f"Data set '{name}' has no images to evaluate on.")
+    if parts and names_file(cfg.TEST.MASKS):
+        file = read_mask_file(cfg.TEST.MASKS, "TEST.MASKS")
+        matched = {name: match_masks(file, dicts) for name, dicts in parts.items()}
+        report_matches(file, "TEST.MASKS", matched)
     if training:
         dicts = get_training_dicts(cfg, add_missing=cfg.PSIS.MISSING_MASKS != "grabcut")
         check_masks(cfg, dicts)

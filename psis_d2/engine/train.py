@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
+from psis_d2.data.foreign_masks import names_file
 from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.launch import launch
 from psis_d2.engine.setup import build_config, choose_gpus, prepare_data, setup_run
@@ -89,12 +90,16 @@ def run_process(args: argparse.Namespace) -> dict | None:
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     """Load weights, evaluate, and verify the results against ``TEST.EXPECTED_RESULTS``.
 
+    A file of masks (``TEST.MASKS``) is measured without weights.
+
     Args:
         cfg: names the weights in ``MODEL.WEIGHTS``.
         resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
     """
     model = Trainer.build_model(cfg)
     checkpointer = build_checkpointer(cfg, model)
+    if names_file(cfg.TEST.MASKS):
+        return Trainer.test(cfg, model)  # whose masks are not asked for
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise UserError(
             "--eval-only needs weights: add MODEL.WEIGHTS FILE, or --resume where OUTPUT_DIR has a "
