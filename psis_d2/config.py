@@ -17,10 +17,12 @@ from psis_d2.config_checks import (
     Options,
     Rows,
     flag,
+    json_file,
     list_of,
     needs,
     number,
     one_of,
+    one_of_or_json,
     read_with,
     text,
     whole,
@@ -108,8 +110,17 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     node.TRAIN_IMAGE_SEED = 0, whole()
 
     # What an object whose mask training may not see is trained on: "none" = its box alone |
-    # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3).
-    node.MISSING_MASKS = "none", one_of("none", "grabcut")
+    # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3) | a json of masks, as
+    # autolabel and prompt-sam write it. Such masks teach, but count as annotations nowhere.
+    node.MISSING_MASKS = "none", one_of_or_json("none", "grabcut")
+    of_file = needs(("PSIS.MISSING_MASKS", json_file()))
+    of_any = needs(("PSIS.MISSING_MASKS", "grabcut"), ("PSIS.MISSING_MASKS", json_file()))
+    # Factor of the losses on such a mask, that of an annotated one being 1; 0 = do without it ...
+    node.MISSING_MASK_WEIGHT = 1.0, number(0.0), of_any
+    # ... times its score to this power, to trust sure masks more; 0.0 = all alike.
+    node.MISSING_MASK_SCORE_POWER = 0.0, number(0.0), of_file
+    # Masks of a lower score are left out.
+    node.MISSING_MASK_MIN_SCORE = 0.0, number(0.0, 1.0), of_file
     # Where masks that take long to make are kept; "" = psis_d2_cache in DETECTRON2_DATASETS.
     node.CACHE_DIR = "", text(empty=True)
 
@@ -175,8 +186,9 @@ def _add_solver_and_test_config(keys: dict[str, Key]) -> None:
     node = Keys(keys, "TEST", of_model=False)
     # Boxes that masks are measured in: detected | gt (from the annotations) | both.
     node.BOXES = "detected", one_of("detected", "gt", "both")
-    # Where their masks come from: model | grabcut (needs no mask head: MODEL.MASK_ON False).
-    node.MASKS = "model", one_of("model", "grabcut")
+    # Where their masks come from: model | grabcut (needs no mask head: MODEL.MASK_ON False) | a
+    # json of masks as for PSIS.MISSING_MASKS, in given boxes alone (needs no mask head either).
+    node.MASKS = "model", one_of_or_json("model", "grabcut")
     # Measure again in boxes whose sides are multiplied by random factors between this and 1; 1.0 =
     # do not (ShapeMask, Tab. 3: 0.75).
     node.BOX_SHRINK = 1.0, number(0.0, 1.0, above=True)

@@ -92,6 +92,28 @@ class Choice(Check):
 
 
 @dataclass(frozen=True)
+class JsonFile(Check):
+    """The path of a json, known by the end of its name."""
+
+    def wants(self) -> str:
+        return "a file that ends in .json"
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) is str and value.lower().endswith(".json")
+
+
+@dataclass(frozen=True)
+class ChoiceOrJson(Choice):
+    """One of a few words, or the path of a json."""
+
+    def wants(self) -> str:
+        return f"{super().wants()}, or {JsonFile().wants()}"
+
+    def accepts(self, value: Any) -> bool:
+        return super().accepts(value) or JsonFile().accepts(value)
+
+
+@dataclass(frozen=True)
 class Text(Check):
     """A string: a name, or the path of a file."""
 
@@ -200,6 +222,16 @@ def one_of(*choices: str) -> Choice:
     return Choice(choices)
 
 
+def json_file() -> JsonFile:
+    """The path of a json."""
+    return JsonFile()
+
+
+def one_of_or_json(*choices: str) -> ChoiceOrJson:
+    """One of a few words, or the path of a json."""
+    return ChoiceOrJson(choices)
+
+
 def text(empty: bool = False) -> Text:
     """A string; `empty` allows ""."""
     return Text(empty)
@@ -210,8 +242,8 @@ def list_of(item: Check, least: int = 0, most: float = math.inf) -> List:
     return List(item, least, most)
 
 
-def needs(*conditions: tuple[str, str]) -> dict:
-    """The key has an effect only where one of these (key, value) is so."""
+def needs(*conditions: tuple[str, Any]) -> dict:
+    """The key has an effect only where one of these (key, value or :class:`Check`) is so."""
     return {"needs": conditions}
 
 
@@ -235,7 +267,7 @@ class Key:
     default: Any
     check: Check | None
     of_model: bool = True
-    needs: tuple[tuple[str, str], ...] = ()
+    needs: tuple[tuple[str, Any], ...] = ()
     read_with: str = ""
 
 
@@ -302,13 +334,20 @@ def check_values(cfg: CfgNode, keys: Mapping[str, Key]) -> None:
     for key, known in keys.items():
         value = value_of(cfg, key)
         check_value(keys, key, value)
-        unmet = [x for x in known.needs if value_of(cfg, x[0]) != x[1]]
+        unmet = [x for x in known.needs if not _is_so(value_of(cfg, x[0]), x[1])]
         if value != known.default and known.needs and len(unmet) == len(known.needs):
-            wanted = " or ".join(f"{other} {setting}" for other, setting in known.needs)
+            wanted = " or ".join(
+                f"{other} {setting.wants() if isinstance(setting, Check) else setting}"
+                for other, setting in known.needs
+            )
             raise UserError(
                 f"{key} is {_shown(value)}, which has an effect only with {wanted}; set that, or "
                 f"leave {key.rpartition('.')[2]} {_shown(known.default)}."
             )
+
+
+def _is_so(value: Any, setting: Any) -> bool:
+    return setting.accepts(value) if isinstance(setting, Check) else value == setting
 
 
 def _shown(value: Any) -> str:

@@ -132,6 +132,32 @@ def flip_masks(batch: list[dict]) -> list[dict]:
     return batch
 
 
+def move_masks(batch: list[dict]) -> list[dict]:
+    """The batch with all masks elsewhere, contours included, in place."""
+    for item in batch:
+        masks = item["instances"].gt_masks
+        masks.tensor = masks.tensor.roll((5, 9), (1, 2))
+    return batch
+
+
+def as_foreign(batch: list[dict], weights: list[list[float | None]]) -> list[dict]:
+    """The batch as the data loader gives it where foreign masks are in use, in place.
+
+    Args:
+        batch: of :func:`partial_batch`.
+        weights: one list an image, one entry an object: the weight of its mask, which is then no
+            true one, or None for an object that stays what it is.
+    """
+    for item, of_image in zip(batch, weights, strict=True):
+        instances = item["instances"]
+        own = instances.gt_has_mask.tolist()
+        chosen = [float(has) if w is None else w for has, w in zip(own, of_image, strict=True)]
+        instances.gt_mask_weight = torch.tensor(chosen, dtype=torch.float32)
+        true = [has and w is None for has, w in zip(own, of_image, strict=True)]
+        instances.gt_has_mask = torch.tensor(true, dtype=torch.bool)
+    return batch
+
+
 def annotated_boxes(batch: list[dict]) -> list[Instances]:
     """The batch's annotated boxes and classes as detections."""
     return [

@@ -19,6 +19,7 @@ NUMBERS = [key for key in KEYS if isinstance(checked_keys()[key].check, checks.N
 SHARES = """PSIS.MASK_IMAGE_FRACTION PSIS.TRAIN_IMAGE_FRACTION PSIS.ROI_CHANNEL_DROPOUT
     PSIS.ROI_FEATURE_DROP PSIS.FCOS.PRIOR_PROB PSIS.FCOS.FOCAL_LOSS_ALPHA PSIS.FCOS.NMS_THRESH
     PSIS.FCOS.SCORE_THRESH_TRAIN PSIS.FCOS.SCORE_THRESH_TEST PSIS.RETINANET.SELF_ADJUST_MOMENTUM
+    PSIS.MISSING_MASK_MIN_SCORE
     PSIS.RETINANET.SCORE_THRESH_TRAIN PSIS.SHAPEMASK.INITIAL_PROB PSIS.TEACHER_STUDENT.THRESHOLD
     PSIS.CONDINST.COLOR_THRESHOLD PSIS.CONDINST.COLLAPSE_FILL TEST.BOX_SHRINK TEST.OVERLAP"""
 AT_LEAST_ONE = """PSIS.FCN_UPSAMPLINGS PSIS.GRABCUT.ITERATIONS PSIS.CPMASK.BOUNDARY_WIDTH
@@ -152,7 +153,7 @@ def test_a_misspelled_choice_has_a_hint(key):
     ("key", "value", "words"),
     [
         ("TEST.BOXES", "gtt", "choose one of detected, gt, both (did you mean gt?)."),
-        ("TEST.MASKS", "grabcat", "choose one of model, grabcut (did you mean grabcut?)."),
+        ("TEST.MASKS", "grabcat", "grabcut, or a file that ends in .json (did you mean grabcut?)."),
         ("TEST.OVERLAP", 3.0, "is 3.0; it must be a finite number, at least 0.0 and at most 1.0."),
         ("TEST.BOX_SHRINK", -1.0, "is -1.0; it must be a finite number, above 0.0 and at most 1.0"),
         ("SOLVER.OPTIMIZER", "adamw", "choose one of SGD, AdamW (did you mean AdamW?)."),
@@ -179,6 +180,14 @@ def test_sentences(key, value, words):
         ({"PSIS__MASK_BOXES_PER_IMAGE": 8}, "leave MASK_BOXES_PER_IMAGE 0."),
         ({"PSIS__MLP_BRANCH_DIM": 8}, "only with PSIS.MLP_BRANCH True"),
         ({"PSIS__GRABCUT__MAX_SIDE": 8}, "with PSIS.MISSING_MASKS grabcut or TEST.MASKS grabcut"),
+        (
+            {"PSIS__MISSING_MASK_WEIGHT": 0.5},
+            "with PSIS.MISSING_MASKS grabcut or PSIS.MISSING_MASKS a file that ends in .json; set",
+        ),
+        (
+            {"PSIS__MISSING_MASK_MIN_SCORE": 0.5, "PSIS__MISSING_MASKS": "grabcut"},
+            "only with PSIS.MISSING_MASKS a file that ends in .json; set that",
+        ),
         ({"PSIS__TEACHER_STUDENT__CRF_STEPS": 3}, "with PSIS.TEACHER_STUDENT.POSTPROCESS crf"),
         ({"PSIS__RETINANET__SELF_ADJUST_MOMENTUM": 0.2}, "BBOX_REG_LOSS_TYPE self_adjusting"),
     ],
@@ -194,6 +203,9 @@ def test_values_that_nothing_switches_on(values, words):
         {"PSIS__MASK_BOXES_PER_IMAGE": 8, "PSIS__MASK_TRAIN_BOXES": "gt"},
         {"PSIS__GRABCUT__MAX_SIDE": 8, "PSIS__MISSING_MASKS": "grabcut"},
         {"PSIS__GRABCUT__MAX_SIDE": 8, "TEST__MASKS": "grabcut"},
+        {"PSIS__MISSING_MASK_WEIGHT": 0.5, "PSIS__MISSING_MASKS": "grabcut"},
+        {"PSIS__MISSING_MASK_SCORE_POWER": 2.0, "PSIS__MISSING_MASKS": "a/Sam.JSON"},
+        {"TEST__MASKS": "sam.json"},
     ],
 )
 def test_values_that_something_switches_on(values):

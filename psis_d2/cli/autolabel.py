@@ -5,7 +5,7 @@
 
 Without --boxes, the objects are those that the model finds. Everything else in the json stays as
 it is; annotations with a mask are left alone unless --all. A run that was stopped goes on where it
-stopped.
+stopped. Rounds of training and labeling (--rounds) are psis-d2 self-train.
 """
 
 import argparse

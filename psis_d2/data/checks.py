@@ -9,6 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from psis_d2.data.catalog import prepare_dataset
 from psis_d2.data.classes import check_classes, get_model_dicts
+from psis_d2.data.foreign_masks import (
+    match_masks,
+    names_file,
+    read_mask_file,
+    report_matches,
+)
 from psis_d2.data.supervision import count_masks
 from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
@@ -25,8 +31,8 @@ _SHOW_AFTER = 2  # seconds
 def check_data(cfg, training: bool = True) -> None:
     """Read all data of a config as a run will, and look for its image files.
 
-    GrabCut masks of ``PSIS.MISSING_MASKS`` are made at the end. ``DATALOADER.CHECK_FILES False``
-    leaves out looking for files.
+    Files that ``PSIS.MISSING_MASKS`` and ``TEST.MASKS`` name are read, too; masks of GrabCut are
+    made at the end. ``DATALOADER.CHECK_FILES False`` leaves out looking for files.
 
     Args:
         cfg: the config.
@@ -43,15 +49,19 @@ def check_data(cfg, training: bool = True) -> None:
     for name, dicts in parts.items():
         if not dicts:
             raise UserError(f"Data set '{name}' has no images to evaluate on.")
+    if parts and names_file(cfg.TEST.MASKS):
+        file = read_mask_file(cfg.TEST.MASKS, "TEST.MASKS")
+        matched = {name: match_masks(file, dicts) for name, dicts in parts.items()}
+        report_matches(file, "TEST.MASKS", matched)
     if training:
-        dicts = get_training_dicts(cfg, add_missing=False)
+        dicts = get_training_dicts(cfg, add_missing=cfg.PSIS.MISSING_MASKS != "grabcut")
         check_masks(cfg, dicts)
         parts[", ".join(cfg.DATASETS.TRAIN)] = dicts
     check_classes(cfg)
     if cfg.DATALOADER.CHECK_FILES:
         for name, dicts in parts.items():
             check_files([record["file_name"] for record in dicts], name)
-    if training and cfg.PSIS.MISSING_MASKS != "none":
+    if training and cfg.PSIS.MISSING_MASKS == "grabcut":
         get_training_dicts(cfg)
 
 
@@ -61,7 +71,8 @@ def needs_masks(cfg) -> bool:
         cfg.MODEL.META_ARCHITECTURE == "CondInst" and cfg.PSIS.CONDINST.SUPERVISION == "boxes"
     )
     without = from_boxes or cfg.PSIS.MASK_IMAGE_FRACTION == 0
-    return cfg.MODEL.MASK_ON and cfg.PSIS.MISSING_MASKS == "none" and not without
+    makes_masks = cfg.PSIS.MISSING_MASKS == "grabcut" and cfg.PSIS.MISSING_MASK_WEIGHT > 0
+    return cfg.MODEL.MASK_ON and not makes_masks and not without
 
 
 def check_masks(cfg, dicts: Sequence[dict]) -> None:
@@ -76,10 +87,13 @@ def check_masks(cfg, dicts: Sequence[dict]) -> None:
     """
     if not needs_masks(cfg) or count_masks(dicts).with_mask:
         return
+    if any("foreign_segmentation" in a for record in dicts for a in record["annotations"]):
+        return
     raise UserError(
         f"No object of {', '.join(cfg.DATASETS.TRAIN)} has a mask that training may see (PSIS."
         f"SEEN_CLASSES {cfg.PSIS.SEEN_CLASSES}), so that the mask head would learn nothing; give "
-        "masks, or set PSIS.MISSING_MASKS grabcut or MODEL.MASK_ON False."
+        "masks, or set PSIS.MISSING_MASKS grabcut (or to a file, with a weight above 0) or "
+        "MODEL.MASK_ON False."
     )
 
 

@@ -36,7 +36,9 @@ class PartialMaskMapper:
 
       * ``gt_boxes`` (N boxes, pixels of ``image``) and ``gt_classes`` (int64, N), always;
       * when training a model with masks, ``gt_masks`` (``BitMasks``, N x H x W, zeros where there
-        is no mask) and ``gt_has_mask`` (bool, N). Instances whose box is empty are left out; one
+        is no mask) and ``gt_has_mask`` (bool, N), whether it is an annotated one. With
+        ``foreign_masks`` there is ``gt_mask_weight`` (float32, N), too: 1 for an annotated mask,
+        its weight for a foreign one, 0 for none. Instances whose box is empty are left out; one
         whose mask is empty after a crop stays, without a mask;
       * when training on images of which some are annotated for a part of the classes only,
         ``gt_exhaustive`` (bool, N, the same for all N): whether this one has them all;
@@ -52,6 +54,7 @@ class PartialMaskMapper:
         image_format: str,
         use_masks: bool = True,
         with_boxes: bool = False,
+        foreign_masks: bool = False,
         pixel_range: Sequence[float] = (),
     ):
         """Make a mapper from parts; ``PartialMaskMapper(cfg, is_train)`` reads them from a config.
@@ -62,6 +65,8 @@ class PartialMaskMapper:
             image_format: as Detectron2's ``read_image`` knows it, such as ``BGR``.
             use_masks: whether training instances get ``gt_masks`` and ``gt_has_mask``.
             with_boxes: whether, outside training, instances with boxes and ids are made.
+            foreign_masks: whether masks that are no annotations are used, see
+                :func:`~psis_d2.data.supervision.add_foreign_masks`.
             pixel_range: see :func:`~psis_d2.data.images.read_pixels`.
         """
         self.is_train = is_train
@@ -69,6 +74,7 @@ class PartialMaskMapper:
         self.image_format = image_format
         self.use_masks = use_masks
         self.with_boxes = with_boxes
+        self.foreign_masks = foreign_masks
         self.pixel_range = pixel_range
 
     @classmethod
@@ -82,6 +88,7 @@ class PartialMaskMapper:
             "image_format": cfg.INPUT.FORMAT,
             "use_masks": cfg.MODEL.MASK_ON,
             "with_boxes": with_boxes,
+            "foreign_masks": cfg.PSIS.MISSING_MASKS != "none",
             "pixel_range": cfg.PSIS.PIXEL_RANGE,
         }
 
@@ -139,12 +146,21 @@ class PartialMaskMapper:
         if self.use_masks:
             kept = [a for a, stays in zip(annotations, keep.tolist(), strict=True) if stays]
             masks = np.zeros((len(kept), *size), dtype=bool)
+            weights = torch.zeros(len(kept))
             for row, annotation in enumerate(kept):
                 if "segmentation" in annotation:
                     masks[row] = _rasterize(annotation["segmentation"], transforms, size)
+                    weights[row] = 1
+                elif self.foreign_masks and "foreign_segmentation" in annotation:
+                    masks[row] = _rasterize(annotation["foreign_segmentation"], transforms, size)
+                    weights[row] = annotation["foreign_weight"]
+            true = torch.tensor(["segmentation" in a for a in kept], dtype=torch.bool)
             masks = torch.from_numpy(masks)
+            drawn = masks.flatten(1).any(dim=1)
             instances.gt_masks = BitMasks(masks)
-            instances.gt_has_mask = masks.flatten(1).any(dim=1)
+            instances.gt_has_mask = drawn & true
+            if self.foreign_masks:
+                instances.gt_mask_weight = weights * drawn
         return instances
 
 

@@ -132,7 +132,7 @@ def make_shape_priors(cfg, dicts: Sequence[dict] | None = None) -> ShapePriors:
     Raises:
         UserError: there are fewer masks than priors.
     """
-    dicts = get_training_dicts(cfg) if dicts is None else dicts
+    dicts = get_training_dicts(cfg, add_missing=False) if dicts is None else dicts
     class_names = get_class_names(cfg.DATASETS.TRAIN[0])
     request = _request(cfg, dicts)
     seed, k = request["seed"], request["num_priors"]
@@ -238,7 +238,7 @@ def prepare_shape_priors(cfg) -> None:
     if cfg.PSIS.SHAPEMASK.PRIORS:
         _check_visible(cfg, path, load_shape_priors(path).provenance)
         return
-    dicts = get_training_dicts(cfg)
+    dicts = get_training_dicts(cfg, add_missing=False)
     if os.path.isfile(path):
         provenance = load_shape_priors(path).provenance
         if _request(cfg, dicts).items() <= provenance.items():

@@ -1,5 +1,8 @@
 """The supervision contract: a mask that training may not see is gone, not merely ignored.
 
+Masks that are no annotations have keys of their own, see :func:`add_foreign_masks`, and count as
+masks nowhere.
+
 After :func:`clean_annotations` the key ``segmentation`` of an annotation exists only where it holds
 a usable mask; after :func:`restrict_masks` it exists only where training may use it. A data set
 that never had those masks looks exactly the same.
@@ -155,20 +158,27 @@ def keep_classes(dicts: Iterable[dict], class_ids: Collection[int]) -> None:
         record["annotations"] = [a for a in annotations if a["category_id"] in kept]
 
 
-def add_masks(dicts: Iterable[dict], masks: Mapping[tuple, dict]) -> None:
-    """Give masks to objects that have none. In place; crowd regions stay as they are.
+def add_foreign_masks(
+    dicts: Iterable[dict], masks: Mapping[tuple, tuple[list | dict, float]]
+) -> None:
+    """Give objects without a mask one that is no annotation. In place; crowds stay as they are.
+
+    Such a mask is the annotation's ``foreign_segmentation``, beside ``foreign_weight``, the factor
+    of its losses; ``segmentation`` stays away, so that nothing takes it for an annotated mask.
 
     Args:
         dicts: standard dataset dicts of one data set.
-        masks: {(image id, annotation id): compressed RLE}; objects without an entry stay without.
+        masks: {(image id, annotation id): (segmentation, weight)}, usable ones. Objects without an
+            entry stay without, and so do those whose weight is 0.
     """
     for record in dicts:
         for annotation in record.get("annotations", ()):
             if "segmentation" in annotation or annotation.get("iscrowd", 0):
                 continue
-            mask = masks.get((record["image_id"], annotation["id"]))
-            if mask is not None:
-                annotation["segmentation"] = mask
+            mask, weight = masks.get((record["image_id"], annotation["id"]), (None, 0.0))
+            if weight > 0:
+                annotation["foreign_segmentation"] = mask
+                annotation["foreign_weight"] = weight
 
 
 def select_images(image_ids: Iterable, fraction: float, seed: int, key: str) -> set:

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 
 from psis_d2.data.catalog import coco_reader, get_dataset_dicts, prepare_dataset
 from psis_d2.data.classes import get_model_class_ids, get_model_class_names, get_model_dicts
+from psis_d2.data.foreign_masks import (
+    match_masks,
+    names_file,
+    read_mask_file,
+    report_matches,
+)
 from psis_d2.data.grabcut.cache import cached_grabcut_masks
 from psis_d2.data.joint import read_category_map
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import (
-    add_masks,
+    add_foreign_masks,
     count_masks,
     keep_classes,
     masked_classes,
@@ -33,10 +39,11 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
 
     ``PSIS.SEEN_CLASSES`` restricts by category, unless ``PSIS.ORACLE``; ``PSIS.MASK_IMAGES`` and
     ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Objects without a mask get that of
-    ``PSIS.MISSING_MASKS``. Categories that are not in ``PSIS.TRAIN_CLASSES`` lose their boxes, too.
-    Images without instances are dropped if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but
+    ``PSIS.MISSING_MASKS``, which :func:`~psis_d2.data.supervision.add_foreign_masks` keeps apart.
+    Categories that are not in ``PSIS.TRAIN_CLASSES`` lose their boxes, too. Images without
+    instances are dropped if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but
     ``PSIS.TRAIN_IMAGE_FRACTION`` of the others before anything else looks at them. One log line
-    counts the masks.
+    counts the masks, another one those of ``PSIS.MISSING_MASKS``.
 
     Args:
         cfg: the config.
@@ -45,12 +52,13 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
 
     Raises:
         UserError: there is nothing to train on, the data sets have different categories, or a
-            split or list does not fit the data.
+            split, a list or a file of masks does not fit the data.
     """
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN is empty; name a data set or give --train-json.")
-    check_choice("PSIS.MISSING_MASKS", cfg.PSIS.MISSING_MASKS, MISSING_MASKS)
+    if not names_file(cfg.PSIS.MISSING_MASKS):
+        check_choice("PSIS.MISSING_MASKS", cfg.PSIS.MISSING_MASKS, MISSING_MASKS)
     parts = {name: get_model_dicts(cfg, name) for name in names}
     dicts = [record for part in parts.values() for record in part]
     class_names = get_model_class_names(cfg)
@@ -82,6 +90,9 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
     seen = _resolve_seen(cfg, class_names, masked, names[0])
     images = _mask_images(cfg, dicts)
     total = count_masks(dicts)
+    annotated = {}
+    if names_file(cfg.PSIS.MISSING_MASKS):
+        annotated = {name: _masks_of(part) for name, part in parts.items()}
     restrict_masks(dicts, None if cfg.PSIS.ORACLE else seen, images)
     left = count_masks(dicts)
     logger.info(
@@ -91,11 +102,65 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
         "" if images is None else f", {len(images)} of {len(dicts)} images with masks",
         total.with_mask,
     )
-    if add_missing and cfg.PSIS.MISSING_MASKS == "grabcut":
+    if add_missing and cfg.PSIS.MISSING_MASKS != "none":
         # A data set at a time: ids are unique only within one.
-        for name, part in parts.items():
-            add_masks(part, cached_grabcut_masks(cfg, part, name))
+        add = _add_from_file if names_file(cfg.PSIS.MISSING_MASKS) else _add_grabcut_masks
+        add(cfg, parts, annotated)
+        given = [a["foreign_weight"] for x in dicts for a in x["annotations"] if _is_foreign(a)]
+        logger.info(
+            "masks of %s: %d of %d instances without an annotated mask learn from one%s",
+            *(cfg.PSIS.MISSING_MASKS, len(given), left.without_mask),
+            f", of weight {min(given):.3g} to {max(given):.3g}" if given else "",
+        )
     return dicts
+
+
+def _is_foreign(annotation: dict) -> bool:
+    return "foreign_segmentation" in annotation
+
+
+def _add_grabcut_masks(cfg, parts: dict[str, list[dict]], annotated) -> None:
+    """Give objects without a mask that of GrabCut; arguments as in :func:`_add_from_file`."""
+    weight = cfg.PSIS.MISSING_MASK_WEIGHT
+    for name, part in parts.items():
+        masks = cached_grabcut_masks(cfg, part, name)
+        add_foreign_masks(part, {key: (mask, weight) for key, mask in masks.items()})
+
+
+def _add_from_file(cfg, parts: dict[str, list[dict]], annotated: dict[str, dict]) -> None:
+    """Give objects without a mask that of the file ``PSIS.MISSING_MASKS``. In place.
+
+    Args:
+        cfg: the config.
+        parts: the dicts of each data set.
+        annotated: of each, {(image id, annotation id): segmentation} before any was removed: a file
+            that repeats a removed one must not bring it back.
+    """
+    node, key = cfg.PSIS, "PSIS.MISSING_MASKS"
+    file = read_mask_file(node.MISSING_MASKS, key)
+    matched = {}
+    for name, part in parts.items():
+        visible = _masks_of(part)
+        hidden = {k: mask for k, mask in annotated[name].items() if k not in visible}
+        found = match_masks(file, part, min_score=node.MISSING_MASK_MIN_SCORE, hidden=hidden)
+        matched[name] = found
+        weighted = {k: (x.segmentation, _weight(node, x.score)) for k, x in found.masks.items()}
+        add_foreign_masks(part, weighted)
+    report_matches(file, key, matched)
+
+
+def _weight(node, score: float) -> float:
+    return node.MISSING_MASK_WEIGHT * score**node.MISSING_MASK_SCORE_POWER
+
+
+def _masks_of(dicts: Sequence[dict]) -> dict[tuple, list | dict]:
+    """{(image id, annotation id): segmentation} of all annotations with a mask."""
+    return {
+        (record["image_id"], annotation["id"]): annotation["segmentation"]
+        for record in dicts
+        for annotation in record["annotations"]
+        if "segmentation" in annotation
+    }
 
 
 def seen_ids_for(cfg) -> list[int]:

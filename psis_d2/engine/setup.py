@@ -16,6 +16,7 @@ from psis_d2.engine.expectations import settle_expectations
 from psis_d2.engine.model_keys import check_model
 from psis_d2.engine.schedule import scale_to_batch
 from psis_d2.errors import UserError
+from psis_d2.evaluation.mask_file_model import check_mask_file
 from psis_d2.model_zoo import find_config_file
 from psis_d2.modeling.mask_heads.base import prepare_mask_head
 
@@ -87,6 +88,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     if getattr(args, "resume", False):
         _skip_initial_weights(cfg)
     check_classes(cfg)
+    check_mask_file(cfg)
     no_masks = not cfg.MODEL.MASK_ON and cfg.TEST.MASKS == "model"
     if no_masks and cfg.TEST.BOXES != "detected":
         raise UserError(

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
+from psis_d2.data.foreign_masks import names_file
 from psis_d2.engine.checkpoint import remove_leftovers
 from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.launch import is_first, launch
@@ -107,12 +108,16 @@ def evaluate(
 ) -> dict:
     """Load weights, evaluate, and verify the results against ``TEST.EXPECTED_RESULTS``.
 
+    A file of masks (``TEST.MASKS``) is measured without weights.
+
     Args:
         cfg: names the weights in ``MODEL.WEIGHTS``.
         resume: take the last checkpoint in ``OUTPUT_DIR`` instead.
         trust_checkpoint, allow_random: see :func:`train`.
     """
     model = Trainer.build_model(cfg)
+    if names_file(cfg.TEST.MASKS):
+        return Trainer.test(cfg, model)  # whose masks are not asked for
     checkpointer = build_checkpointer(cfg, model, trust=trust_checkpoint, allow_random=allow_random)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise UserError(

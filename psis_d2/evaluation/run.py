@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 
 from psis_d2.data import build_test_loader, seen_ids_for
 from psis_d2.data.classes import get_model_class_ids
+from psis_d2.data.foreign_masks import names_file
 from psis_d2.evaluation.base import PredictionCollector, write_json
 from psis_d2.evaluation.coco import PartialCOCOEvaluator
 from psis_d2.evaluation.given_box_models import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.evaluation.given_boxes import GivenBoxEvaluator
 from psis_d2.evaluation.grabcut_model import build_grabcut_model
 from psis_d2.evaluation.ground_truth import copy_dicts, read_dicts
+from psis_d2.evaluation.mask_file_model import build_mask_file_model, check_mask_file
 from psis_d2.evaluation.names import short_name
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -61,7 +63,8 @@ def evaluate(
 ) -> OrderedDict:
     """Evaluate on data sets: boxes as ``TEST.BOXES`` says, masks as ``TEST.MASKS``.
 
-    With ``TEST.BOX_SHRINK`` below 1 everything is measured once more, in shrunk boxes; the names of
+    Masks of a file are measured in annotated boxes, without asking the model. With
+    ``TEST.BOX_SHRINK`` below 1 everything is measured once more, in shrunk boxes; the names of
     these tasks begin with ``shrunk_``. All processes of a distributed run call it together.
 
     Args:
@@ -78,6 +81,7 @@ def evaluate(
     Raises:
         UserError: the config or the data is not usable.
     """
+    check_mask_file(cfg)
     shrinks = [None]
     if cfg.TEST.BOX_SHRINK != 1.0:
         shrinks.append(BoxShrink(cfg.TEST.BOX_SHRINK, cfg.TEST.BOX_SHRINK_SEED))
@@ -96,7 +100,9 @@ def evaluate(
                 tested = GivenBoxModel(model, shrink)
             elif shrink:
                 tested = ShrunkBoxModel(model, shrink)
-            if cfg.TEST.MASKS == "grabcut":
+            if names_file(cfg.TEST.MASKS):
+                tested = build_mask_file_model(cfg, dicts)
+            elif cfg.TEST.MASKS == "grabcut":
                 annotated = boxes == "gt" and not shrink
                 tested = build_grabcut_model(cfg, tested, name, annotated)
             evaluator = build_evaluator(cfg, name, boxes, shrunk=shrink is not None)

@@ -17,6 +17,21 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 
+def learnable(instances: Instances) -> Tensor:
+    """Which annotations have a mask to learn from: a true one, or a foreign one with a weight.
+
+    Args:
+        instances: N annotations or regions with ``gt_has_mask`` and, if foreign masks are in use,
+            ``gt_mask_weight``.
+
+    Returns:
+        bool [N].
+    """
+    if instances.has("gt_mask_weight"):
+        return instances.gt_mask_weight > 0
+    return instances.gt_has_mask
+
+
 @dataclass(frozen=True)
 class SampledRegions:
     """All sampled proposals, background included (training only).
@@ -36,9 +51,9 @@ class SampledRegions:
 class RegionContext:
     """One batch of regions for a mask head.
 
-    In training `regions` have ``proposal_boxes``, ``gt_classes``, ``gt_has_mask`` and ``gt_index``
-    (the row of their object in the image's target), at test time ``pred_boxes`` and
-    ``pred_classes``.
+    In training `regions` have ``proposal_boxes``, ``gt_classes``, ``gt_has_mask``, ``gt_index``
+    (the row of their object in the image's target) and, if foreign masks are in use,
+    ``gt_mask_weight``; at test time ``pred_boxes`` and ``pred_classes``.
     """
 
     regions: list[Instances]
@@ -89,8 +104,22 @@ class RegionContext:
 
     @property
     def has_mask(self) -> Tensor:
-        """bool [R]: whether the region's object is mask-annotated (training)."""
-        return cat([regions.gt_has_mask for regions in self.regions])
+        """bool [R]: whether the region's object has a mask to learn from (training).
+
+        See :func:`learnable`.
+        """
+        return cat([learnable(regions) for regions in self.regions])
+
+    @property
+    def mask_weights(self) -> Tensor | None:
+        """float32 [R], the factors of the regions' mask losses (training).
+
+        1 for true masks, that of its mask for a region with a foreign one, 0 for one without a
+        mask; None if no foreign masks are in use.
+        """
+        if not all(regions.has("gt_mask_weight") for regions in self.regions):
+            return None
+        return cat([regions.gt_mask_weight for regions in self.regions])
 
     @property
     def object_boxes(self) -> list[Boxes]:
@@ -102,7 +131,7 @@ class RegionContext:
 
     @property
     def annotated(self) -> "RegionContext":
-        """The context of the regions with a mask (training); these alone have mask targets."""
+        """The context of the regions with :attr:`has_mask`, which alone have mask targets."""
         if self.all_annotated:
             return self
         return replace(self.select(self.has_mask), all_annotated=True)
@@ -129,7 +158,7 @@ class RegionContext:
         )
 
     def mask_targets(self, size: int) -> Tensor:
-        """Annotated masks cut out by the regions' frames, of :attr:`annotated` regions (training).
+        """Masks cut out by the regions' frames, of :attr:`annotated` regions (training).
 
         Args:
             size: side of the target in cells.
@@ -153,18 +182,18 @@ class RegionContext:
         return cat(crops) if crops else torch.zeros(0, size, size, device=self.features.device)
 
     def annotated_cells(self, size: int) -> Tensor:
-        """Where a region's frame shows any mask-annotated object of its image (training).
+        """Where a region's frame shows any object of its image with a mask (training).
 
         Args:
             size: side of the result in cells.
 
         Returns:
-            bool [R, size, size], a cell counting as in :meth:`mask_targets`. Masks without
-            ``gt_has_mask`` are not read.
+            bool [R, size, size], a cell counting as in :meth:`mask_targets`. Masks that are not
+            :func:`learnable` are not read.
         """
         crops = []
         for regions, target, frames in zip(self.regions, self.targets, self.frames, strict=True):
-            masks = target.gt_masks.tensor[target.gt_has_mask] if len(target) else ()
+            masks = target.gt_masks.tensor[learnable(target)] if len(target) else ()
             if len(regions) == 0 or len(masks) == 0:
                 crops.append(self.features.new_zeros(len(regions), size, size, dtype=torch.bool))
                 continue

@@ -1,4 +1,4 @@
-"""Losses shared by mask heads. Every one averages over mask-annotated regions only."""
+"""Losses shared by mask heads. Every one averages over regions with a mask to learn from only."""
 
 import torch
 import torch.nn.functional as F
@@ -32,18 +32,38 @@ def select_class(logits: Tensor, classes: Tensor) -> Tensor:
     return logits[torch.arange(len(logits), device=logits.device), classes]
 
 
-def mask_bce(logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+def weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean binary cross-entropy, each region's times its weight.
+
+    Weights are factors, not shares: the mean is over all regions, whatever they weigh. Weights of
+    one give the bits of no weights.
+
+    Args:
+        logits, targets: float [R, M, M], R > 0.
+        weights: float [R], None for none.
+
+    Returns:
+        float scalar.
+    """
+    cells = None if weights is None else weights[:, None, None]
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=cells)
+
+
+def mask_bce(
+    logits: Tensor, targets: Tensor, classes: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Mask R-CNN's mask loss: mean binary cross-entropy on the region's own class channel.
 
     Args:
         logits: float [R, K, M, M], R > 0.
         targets: float [R, M, M] in [0, 1].
         classes: int64 [R].
+        weights: float [R], see :func:`weighted_bce`.
 
     Returns:
         float scalar.
     """
-    return F.binary_cross_entropy_with_logits(select_class(logits, classes), targets)
+    return weighted_bce(select_class(logits, classes), targets, weights)
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:

@@ -7,7 +7,7 @@ methods), in one typed :class:`~psis_d2.modeling.context.RegionContext`.
 
 from psis_d2.errors import check_choice
 from psis_d2.modeling.box_maps import BoxMaps
-from psis_d2.modeling.context import RegionContext, SampledRegions
+from psis_d2.modeling.context import RegionContext, SampledRegions, learnable
 
 import torch
 from detectron2.config import configurable
@@ -50,7 +50,8 @@ class PartialROIHeads(StandardROIHeads):
     """Detectron2's standard ROI heads with a mask branch for partial supervision.
 
     Training targets need ``gt_boxes``, ``gt_classes``, ``gt_masks`` (BitMasks) and ``gt_has_mask``
-    (bool). The mask branch never reads a mask whose ``gt_has_mask`` is false.
+    (bool); if foreign masks are in use, all have ``gt_mask_weight`` (float32), too. The mask branch
+    never reads a mask that is not :func:`~psis_d2.modeling.context.learnable`.
 
     Args:
         mask_train_boxes: "proposals", "gt" or "jittered_gt".
@@ -118,9 +119,10 @@ class PartialROIHeads(StandardROIHeads):
         """Sample proposals as Detectron2 does, without copying a full mask for each of them.
 
         Every sampled proposal gets ``gt_index``, the row of its object in the image's target, and
-        ``gt_has_mask``; ``gt_masks`` stays in the target, where it is cut out on demand. Background
-        of images that are annotated for a part of the classes (``gt_exhaustive`` false) is left out
-        of the sample: it may be an object of another class.
+        ``gt_has_mask`` and ``gt_mask_weight``, if targets have it; ``gt_masks`` stays in the
+        target, where it is cut out on demand. Background of images that are annotated for a part of
+        the classes (``gt_exhaustive`` false) is left out of the sample: it may be an object of
+        another class.
         """
         light = []
         for target in targets:
@@ -130,10 +132,14 @@ class PartialROIHeads(StandardROIHeads):
             fields.gt_index = torch.arange(len(target), device=target.gt_classes.device)
             light.append(fields)
         sampled = super().label_and_sample_proposals(proposals, light)
-        for instances in sampled:
+        for instances, target in zip(sampled, targets, strict=True):
             if not instances.has("gt_index"):  # an image without a single object
                 instances.gt_index = torch.zeros_like(instances.gt_classes)
                 instances.gt_has_mask = torch.zeros_like(instances.gt_classes, dtype=torch.bool)
+                if target.has("gt_mask_weight"):
+                    instances.gt_mask_weight = torch.zeros_like(
+                        instances.gt_classes, dtype=torch.float32
+                    )
         return [self._without_unknown(instances) for instances in sampled]
 
     def _without_unknown(self, instances: Instances) -> Instances:
@@ -227,10 +233,10 @@ class PartialROIHeads(StandardROIHeads):
         return self.mask_head.trains_on == "annotated"
 
     def _trainable(self, instances: Instances, annotated_only: bool) -> Tensor:
-        """bool [N]: foreground, and mask-annotated where the mask head asks for it."""
+        """bool [N]: foreground, and with a mask to learn from where the mask head asks for it."""
         classes = instances.gt_classes
         keep = (classes >= 0) & (classes < self.num_classes)
-        return keep & instances.gt_has_mask if annotated_only else keep
+        return keep & learnable(instances) if annotated_only else keep
 
     def _regions_from_annotations(
         self, targets: list[Instances], annotated_only: bool
@@ -249,6 +255,8 @@ class PartialROIHeads(StandardROIHeads):
                 gt_has_mask=target.gt_has_mask,
                 gt_index=torch.arange(len(target), device=target.gt_classes.device),
             )
+            if target.has("gt_mask_weight"):
+                region.gt_mask_weight = target.gt_mask_weight
             region = region[self._trainable(region, annotated_only)]
             limit = self.mask_boxes_per_image
             if 0 < limit < len(region):

@@ -1,5 +1,6 @@
 """GrabCut masks: of one box, of a data set through the cache, and as masks to train on."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -16,8 +17,11 @@ from psis_d2.errors import UserError
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as mask_util
+
+from model_builders import tiny_model, training_losses
 
 SIZE = 48
 GREEN, RED = (40, 160, 60), (200, 60, 50)
@@ -298,10 +302,34 @@ def test_training_sees_grabcut_masks_and_the_annotated_ones(paint_dataset, grabc
     x, y, w, h = cat["bbox"]
     expected = GrabCut()(image, (x, y, x + w, y + h))[0]
     assert isinstance(dog["segmentation"], list)
-    assert np.array_equal(mask_util.decode(cat["segmentation"]), expected)
+    assert np.array_equal(mask_util.decode(cat["foreign_segmentation"]), expected)
+    assert "segmentation" not in cat
     instances = PartialMaskMapper(grabcut_cfg)(dicts[0])["instances"]
-    assert instances.gt_has_mask.tolist() == [True, True]
+    assert instances.gt_has_mask.tolist() == [True, False]
+    assert instances.gt_mask_weight.tolist() == [1, 1]
     assert np.array_equal(instances.gt_masks.tensor[1].numpy(), expected)
+
+
+def test_losses_are_those_of_annotated_masks_that_grabcut_drew(paint_dataset, grabcut_cfg):
+    grabcut_cfg.DATASETS.TRAIN = (paint_dataset("grab_losses", 2),)
+    dicts = get_training_dicts(grabcut_cfg)
+    as_annotated = copy.deepcopy(dicts)
+    for record in as_annotated:
+        for annotation in record["annotations"]:
+            if "foreign_weight" in annotation:
+                assert annotation.pop("foreign_weight") == 1
+                annotation["segmentation"] = annotation.pop("foreign_segmentation")
+    found = []
+    for records, masks in ((dicts, "grabcut"), (as_annotated, "none")):
+        grabcut_cfg.PSIS.MISSING_MASKS = masks
+        mapper = PartialMaskMapper(grabcut_cfg)
+        np.random.seed(0)
+        batch = [mapper(record) for record in records]
+        assert batch[0]["instances"].has("gt_mask_weight") == (masks == "grabcut")
+        found.append(training_losses(tiny_model(), batch))
+    assert found[0].keys() == found[1].keys()
+    for name, loss in found[0].items():
+        assert torch.equal(loss, found[1][name]), name
 
 
 def test_garbage_in_unseen_masks_changes_nothing(paint_dataset, grabcut_cfg, tmp_path):
@@ -316,7 +344,10 @@ def test_garbage_in_unseen_masks_changes_nothing(paint_dataset, grabcut_cfg, tmp
         grabcut_cfg.PSIS.CACHE_DIR = str(tmp_path / name)
         found.append(get_training_dicts(grabcut_cfg))
     assert found[0] == found[1]
-    assert all("segmentation" in a for record in found[0] for a in record["annotations"])
+    for record in found[0]:
+        assert all(
+            ("segmentation" in a) != ("foreign_segmentation" in a) for a in record["annotations"]
+        )
 
 
 def test_images_without_masks_get_grabcut_masks_too(paint_dataset, grabcut_cfg):
@@ -324,7 +355,7 @@ def test_images_without_masks_get_grabcut_masks_too(paint_dataset, grabcut_cfg):
     grabcut_cfg.PSIS.SEEN_CLASSES = "all"
     grabcut_cfg.PSIS.MASK_IMAGE_FRACTION = 0.0
     dicts = get_training_dicts(grabcut_cfg)
-    assert all(isinstance(a["segmentation"], dict) for r in dicts for a in r["annotations"])
+    assert all(isinstance(a["foreign_segmentation"], dict) for r in dicts for a in r["annotations"])
 
 
 def test_an_unknown_choice_is_refused(paint_dataset, grabcut_cfg):

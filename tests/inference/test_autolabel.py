@@ -243,6 +243,29 @@ def command(weights, data, output, *more):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", [0, 1, 7, 14, 22])
+def test_killed_at_five_moments_gives_the_same_bytes(weights, predictor, tmp_path, finished):
+    """Killed as soon as so many of 24 images are in the journal, the first time before any is."""
+    data = write_tiny_data(tmp_path / "many", images=24)
+    label(predictor, data, tmp_path, "whole.json")
+    parts, output = tmp_path / "out.json.unfinished", tmp_path / "out.json"
+    process = command(weights, data, output)
+
+    def lines():
+        return sum(x.read_bytes().count(b"\n") for x in parts.glob("*.jsonl"))
+
+    while process.poll() is None and not (parts.exists() and lines() >= finished):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert parts.exists() and not output.exists()
+    process = command(weights, data, output)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 def test_two_processes_and_a_kill_give_the_same_bytes(weights, predictor, tmp_path):
     data = write_tiny_data(tmp_path / "many", images=24)
     label(predictor, data, tmp_path, "whole.json")

@@ -30,7 +30,9 @@ from head_contract import (
 )
 from model_builders import (
     annotated_boxes,
+    as_foreign,
     flip_masks,
+    move_masks,
     partial_batch,
     training_context,
     training_losses,
@@ -131,6 +133,49 @@ def test_garbage_in_unseen_masks_changes_no_bit(config, boxes, folder):
     if "loss_mask" in clean:  # masks that training may see do count
         flipped = training_losses(build(), flip_masks(partial_batch(MIXED)))
         assert not torch.equal(flipped["loss_mask"], clean["loss_mask"])
+
+
+@each_road("proposals", "gt", None)
+def test_foreign_masks_of_weight_zero_are_not_there_and_of_weight_one_are_true(
+    config, boxes, folder
+):
+    def build():
+        return contract_model(config, folder, *keys_of(boxes))
+
+    true, gradients = losses_and_gradients(build, partial_batch(MIXED))
+    garbage = partial_batch(MIXED, garbage_seed=5)
+    weights = [[None if has else 0.0 for has in of_image] for of_image in MIXED]
+    zero = losses_and_gradients(build, as_foreign(garbage, weights))
+    assert_same_bits(true, zero[0])
+    assert_same_bits(gradients, zero[1])
+    one = losses_and_gradients(build, as_foreign(partial_batch(MIXED), [[1, None, 1], [None, 1]]))
+    assert_same_bits(true, one[0])
+    assert_same_bits(gradients, one[1])
+
+
+@each_road("proposals", None)
+def test_mask_losses_scale_with_the_weight_of_foreign_masks_and_others_stay(config, boxes, folder):
+    def run(weight, change=lambda batch: batch):
+        model = contract_model(config, folder, *keys_of(boxes))
+        batch = change(partial_batch([[True] * 3, []]))
+        return model, training_losses(model, as_foreign(batch, [[weight] * 3, []]))
+
+    (one, whole), (other, half), (_, moved) = run(1.0), run(0.5), run(1.0, move_masks)
+    scaled = {name for name in whole if not torch.equal(whole[name], half[name])}
+    assert scaled == {name for name in whole if not torch.equal(whole[name], moved[name])}
+    if "loss_mask" not in whole:  # learned from boxes alone
+        assert not scaled
+        return
+    assert "loss_mask" in scaled
+    # The weights are powers of two, so that nothing is rounded.
+    assert_same_bits({k: whole[k] / 2 for k in scaled}, {k: half[k] for k in scaled})
+    for losses in (whole, half):
+        sum(losses[name] for name in scaled).backward()
+    gradients = [
+        {k: p.grad for k, p in x.named_parameters() if p.grad is not None} for x in (one, other)
+    ]
+    assert any(gradient.ne(0).any() for gradient in gradients[0].values())
+    assert_same_bits({k: gradient / 2 for k, gradient in gradients[0].items()}, gradients[1])
 
 
 @pytest.mark.parametrize("has_mask", UNMASKED.values(), ids=UNMASKED)

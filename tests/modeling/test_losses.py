@@ -2,7 +2,7 @@
 
 import math
 
-from psis_d2.modeling.losses import dice_loss, mask_bce, select_class, zero_loss
+from psis_d2.modeling.losses import dice_loss, mask_bce, select_class, weighted_bce, zero_loss
 
 import pytest
 import torch
@@ -15,6 +15,18 @@ def test_mask_bce_by_hand():
     target = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     expected = (2 * math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 4
     assert mask_bce(logits, target, torch.tensor([7])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_weights_are_factors_of_regions_and_no_part_of_the_mean():
+    # Logits 0 cost log 2: three regions of weights 1, 1/2 and 1/4 have a mean of 7/12 of that.
+    logits, weights = torch.zeros(3, 2, 2), torch.tensor([1.0, 0.5, 0.25])
+    loss = weighted_bce(logits, torch.ones(3, 2, 2), weights)
+    assert loss.item() == pytest.approx(7 / 12 * math.log(2))
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(3, 5, 5, generator=generator), torch.ones(3, 5, 5)
+    assert torch.equal(
+        weighted_bce(logits, targets, torch.ones(3)), weighted_bce(logits, targets, None)
+    )
 
 
 def test_class_specific_logits_use_the_own_channel_only():

@@ -46,11 +46,12 @@ class MaskTargets:
     cells: Tensor
     """int64 [n, 4], their boxes, see :func:`~psis_d2.modeling.box_supervision.box_cells`."""
     has_mask: Tensor
-    """bool [n], whether there is a true mask to learn from; those without learn from boxes."""
+    """bool [n], whether there is a mask to learn from, true or foreign; those without learn from
+    boxes."""
     truth_rows: Tensor
     """int64 [n], which of `truth` it is; of no meaning without one."""
     truth: Tensor
-    """float [T, H, W] in [0, 1], the true masks of the batch's mask-annotated objects."""
+    """float [T, H, W] in [0, 1], the masks of the batch's objects that have one."""
     seen: Tensor
     """bool [B, H, W], what they cover in each image."""
     similar: Tensor | None
@@ -59,6 +60,8 @@ class MaskTargets:
     colors: Tensor | None = None
     """float [n, 3, S, S], the image in each box, in gray levels but for a constant; None without a
     CRF."""
+    weights: Tensor | None = None
+    """float [n], factors of the losses on the masks, 1 for true ones; None if all are true."""
 
     def part(self, item) -> "MaskTargets":
         """The targets of some of the instances."""
@@ -68,7 +71,12 @@ class MaskTargets:
             has_mask=self.has_mask[item],
             truth_rows=self.truth_rows[item],
             colors=None if self.colors is None else self.colors[item],
+            weights=None if self.weights is None else self.weights[item],
         )
+
+    def mask_losses(self, losses: Tensor, rows: Tensor) -> Tensor:
+        """Losses [m] of the instances `rows`, int64 [m], on their masks, times their weights."""
+        return losses if self.weights is None else losses * self.weights[rows]
 
 
 class DynamicMaskHead(nn.Module):
@@ -328,7 +336,7 @@ class DynamicMaskHead(nn.Module):
         annotated = targets.has_mask.nonzero()[:, 0]
         truth = targets.truth[targets.truth_rows[annotated]]
         sums = {
-            "mask": dice_loss(masks[annotated], truth).sum(),
+            "mask": targets.mask_losses(dice_loss(masks[annotated], truth), annotated).sum(),
             "with_mask": targets.has_mask.sum(),
         }
         if self.uses_boxes:
@@ -385,7 +393,8 @@ class DynamicMaskHead(nn.Module):
             shares = (pseudo & inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1)
             sums = {"pseudo": shares.sum(), "with_pseudo": (~targets.has_mask).sum()}
         learns = targets.has_mask | use_pseudo
-        weights = torch.where(targets.has_mask, 1.0, self.pseudo_weight)[learns]
+        of_masks = 1.0 if targets.weights is None else targets.weights
+        weights = torch.where(targets.has_mask, of_masks, self.pseudo_weight)[learns]
         return sums | {
             "student": (weights * dice_loss(student[learns], goal[learns])).sum(),
             "with_student": learns.sum(),

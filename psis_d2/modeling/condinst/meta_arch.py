@@ -8,6 +8,7 @@ from psis_d2.modeling.condinst.box_grids import edges_of
 from psis_d2.modeling.condinst.dynamic_filters import Queries
 from psis_d2.modeling.condinst.mask_head import DynamicMaskHead, MaskTargets
 from psis_d2.modeling.condinst.sampling import sample_locations
+from psis_d2.modeling.context import learnable
 from psis_d2.modeling.detectors.dense import DensePass
 from psis_d2.modeling.detectors.fcos import FCOS
 from psis_d2.modeling.image_masks import ImageMasks
@@ -26,7 +27,8 @@ class CondInst(nn.Module):
     """CondInst (Tian et al., ECCV 2020) and BoxInst (Tian et al., CVPR 2021) on FCOS.
 
     Inputs, outputs and :meth:`inference` are those of Detectron2's ``GeneralizedRCNN``; masks may
-    reach outside of boxes. A mask whose ``gt_has_mask`` is false is never read.
+    reach outside of boxes. A mask that is not :func:`~psis_d2.modeling.context.learnable` is never
+    read.
 
     For a box that is given, not detected, filters are taken from the location that would have
     detected it: :meth:`~psis_d2.modeling.detectors.fcos.FCOS.locations_for`.
@@ -204,7 +206,7 @@ class CondInst(nn.Module):
         objects = self.proposal_generator.match_locations(found.anchors, targets)
         if not self.mask_head.learns_without_masks:
             for of_image, target in zip(objects, targets, strict=True):
-                taught = torch.cat([target.gt_has_mask, target.gt_has_mask.new_zeros(1)])
+                taught = torch.cat([learnable(target), target.gt_has_mask.new_zeros(1)])
                 of_image[~taught[of_image]] = -1
         predictions = found.predictions
         probability = torch.cat([x.amax(dim=2) for x in predictions.logits], dim=1).sigmoid()
@@ -231,13 +233,15 @@ class CondInst(nn.Module):
         head = self.mask_head
         stride = head.mask_stride
         size = tuple(side // stride for side in images.tensor.shape[-2:])
-        cells, has_mask, truth_rows, truth, seen = [], [], [], [], []
+        cells, has_mask, truth_rows, truth, seen, weights = [], [], [], [], [], []
         first = 0
         for index, target in enumerate(targets):
             own = objects[queries.images == index]
             cells.append(box_cells(target.gt_boxes.tensor[own], stride, size))
-            annotated = target.gt_has_mask & (head.supervision != "boxes")
+            annotated = learnable(target) & (head.supervision != "boxes")
             has_mask.append(annotated[own])
+            if target.has("gt_mask_weight"):
+                weights.append(target.gt_mask_weight[own])
             rows = annotated.cumsum(0) - 1
             truth_rows.append(first + rows[own])
             masks = shrink_masks(target.gt_masks.tensor[annotated], stride, size)
@@ -261,6 +265,7 @@ class CondInst(nn.Module):
             seen=torch.stack(seen),
             similar=similar,
             colors=colors,
+            weights=torch.cat(weights) if weights else None,
         )
 
     def _similar(self, item: dict, size: tuple[int, int]) -> Tensor:

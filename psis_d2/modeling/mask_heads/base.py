@@ -81,7 +81,9 @@ class RegionMaskHead(nn.Module, ABC):
 
     Subclasses define :meth:`predict`; those with further losses extend :meth:`losses`. No loss can
     read a mask that training may not see: :meth:`mask_loss` leaves regions without a mask out, and
-    :meth:`RegionContext.mask_targets` refuses them.
+    :meth:`RegionContext.mask_targets` refuses them. Every loss on masks multiplies each region's by
+    its :attr:`RegionContext.mask_weights`, if there are some, and averages over the regions with a
+    mask as if there were none.
     """
 
     trains_on: ClassVar[str] = "annotated"
@@ -187,7 +189,9 @@ class RegionMaskHead(nn.Module, ABC):
             logits = logits[context.has_mask]
         if targets is None:
             targets = annotated.mask_targets(logits.shape[-1])
-        return self.loss_weight * mask_bce(logits, targets, annotated.classes)
+        return self.loss_weight * mask_bce(
+            logits, targets, annotated.classes, annotated.mask_weights
+        )
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
         """Losses in training; else the regions with ``pred_masks``, [R, 1, M, M] in [0, 1].

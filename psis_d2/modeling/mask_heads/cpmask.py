@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
-from psis_d2.modeling.losses import select_class, zero_loss
+from psis_d2.modeling.losses import select_class, weighted_bce, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
 from psis_d2.modeling.mask_targets import boundary_targets
@@ -35,7 +35,9 @@ from torch import Tensor, nn
 _MIN_FOREGROUND = 2
 
 
-def affinity_loss(sums: Tensor, foreground: Tensor, terms: int = 2) -> Tensor:
+def affinity_loss(
+    sums: Tensor, foreground: Tensor, terms: int = 2, weights: Tensor | None = None
+) -> Tensor:
     """Eq. 5: affinities of foreground pixels add up to 1 over the foreground, to 0 elsewhere.
 
     As printed, Eq. 5 sums over both pixels of a pair; a target of 1 makes sense for the affinities
@@ -47,6 +49,7 @@ def affinity_loss(sums: Tensor, foreground: Tensor, terms: int = 2) -> Tensor:
         sums: float [R, L], the affinities of each pixel summed over the region's foreground.
         foreground: bool [R, L]; regions with less than two foreground pixels do not count.
         terms: 2 is the paper's; 1 the released code's, which has the first term only.
+        weights: float [R], factors of the regions' terms, None for none.
 
     Returns:
         float32 scalar, 0 if no region counts.
@@ -54,7 +57,10 @@ def affinity_loss(sums: Tensor, foreground: Tensor, terms: int = 2) -> Tensor:
     size = foreground.sum(dim=1)
     counts = size >= _MIN_FOREGROUND
     missing = ((1 - sums.float()).abs() * foreground).sum(dim=1) / size.clamp(min=1)
-    return terms * (missing * counts).sum() / counts.sum().clamp(min=1)
+    missing = missing * counts
+    if weights is not None:
+        missing = missing * weights
+    return terms * missing.sum() / counts.sum().clamp(min=1)
 
 
 def _pointwise(in_channels: int, channels: int, activation: nn.Module | None, **options) -> Conv2d:
@@ -303,13 +309,14 @@ class CPMaskHead(RegionMaskHead):
         # Half of a cell or more; the released code asks the upper left quarter.
         foreground = F.avg_pool2d(targets, 2) >= 0.5
         parsing = self.parse(context.features, foreground)
+        weights = context.mask_weights
         losses = {"loss_mask": self.mask_loss(context, parsing.mask, targets)}
         if parsing.boundary is not None:
-            losses["loss_boundary"] = self.boundary_weight * F.binary_cross_entropy_with_logits(
-                parsing.boundary[:, 0], boundary_targets(targets, self.boundary_width)
+            losses["loss_boundary"] = self.boundary_weight * weighted_bce(
+                parsing.boundary[:, 0], boundary_targets(targets, self.boundary_width), weights
             )
         if has_affinity_loss:
             losses["loss_affinity"] = self.affinity_weight * affinity_loss(
-                parsing.foreground_sums, foreground.flatten(1), self.affinity_terms
+                parsing.foreground_sums, foreground.flatten(1), self.affinity_terms, weights
             )
         return losses

@@ -328,16 +328,20 @@ class ShapeMaskHead(RegionMaskHead):
             squares = (prior.to(targets.dtype) - targets) ** 2
             # The released code's half goes with its sum over cells, the paper's mean has none.
             half = 0.5 if self.loss_normalizer == "foreground" else 1.0
-            losses["loss_prior"] = self.prior_weight * half * self._average(squares, targets)
+            losses["loss_prior"] = (
+                self.prior_weight * half * self._average(context, squares, targets)
+            )
         return losses
 
     def _cross_entropy(self, context: RegionContext, logits: Tensor, targets: Tensor) -> Tensor:
         logits = select_class(logits, context.classes).to(targets.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return self._average(losses, targets)
+        return self._average(context, losses, targets)
 
-    def _average(self, losses: Tensor, targets: Tensor) -> Tensor:
+    def _average(self, context: RegionContext, losses: Tensor, targets: Tensor) -> Tensor:
         """Losses [R, M, M] as one number; only regions with a mask are among them."""
+        if context.mask_weights is not None:
+            losses = losses * context.mask_weights[:, None, None]
         if self.loss_normalizer == "cells":
             return losses.mean()
         return losses.sum() / targets.sum().clamp(min=1)

@@ -16,7 +16,7 @@ time); the classifier alone sees all samples.
 
 from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
-from psis_d2.modeling.losses import zero_loss
+from psis_d2.modeling.losses import weighted_bce, zero_loss
 from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower, plain_convs
 from psis_d2.ops import message_passing
@@ -261,8 +261,8 @@ class ShapePropMaskHead(RegionMaskHead):
             saliency = sampled_saliency[sampled.rows]
         activation = self.activate_shapes(context, saliency)
         targets = context.mask_targets(activation.shape[-1])
-        losses["loss_propagating"] = self.propagating_weight * F.binary_cross_entropy_with_logits(
-            activation[:, 0], targets
+        losses["loss_propagating"] = self.propagating_weight * weighted_bce(
+            activation[:, 0], targets, context.mask_weights
         )
         losses["loss_mask"] = self.mask_loss(context, self.fuse(context, activation))
         return losses

@@ -2,9 +2,10 @@
 
 Two heads on the same RoI features (paper sec. 4). The *teacher* is class-agnostic and learns from
 the regions whose object has a mask, with the losses that it has by itself. The *student* is
-class-specific and learns from all foreground regions: from true masks where there are some, from
-the teacher's post-processed predictions where there are none (Eq. 4 to 6). Both heads may be any of
-the registry. At test time there is the student alone.
+class-specific and learns from all foreground regions: from their masks where there are some (true
+ones, or foreign ones, each with its weight), from the teacher's post-processed predictions where
+there are none (Eq. 4 to 6). Both heads may be any of the registry. At test time there is the
+student alone.
 
 Pseudo masks carry no gradient, to the teacher or to the student; features learn from both heads.
 The paper does not say which mode the teacher predicts in. Here it is that of a test: without
@@ -215,7 +216,10 @@ class TeacherStudentMaskHead(RegionMaskHead):
             cells = F.softplus(logits.float()).sum(dim=1) - own * targets
         else:
             cells = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
-        weights = torch.where(context.has_mask, 1.0, self.pseudo_weight)
+        of_masks = context.mask_weights
+        weights = torch.where(
+            context.has_mask, 1.0 if of_masks is None else of_masks, self.pseudo_weight
+        )
         return loss + self.loss_weight * (cells.mean(dim=(1, 2)) * weights).mean()
 
     @torch.no_grad()
