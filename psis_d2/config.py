@@ -103,6 +103,9 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     node.TRAIN_IMAGE_FRACTION = 1.0, number(0.0, 1.0)
     # Another draw of the same share.
     node.TRAIN_IMAGE_SEED = 0, whole()
+    # Train on images with a mask alone: the second stage of stage-wise training, as the released code
+    # of Hu et al. has it, and the only one of use where a data set has boxes alone.
+    node.MASKED_IMAGES_ONLY = False, flag()
 
     # What an object whose mask training may not see is trained on: "none" = its box alone |
     # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3).
@@ -455,7 +458,7 @@ def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     # The same for the student.
     node.STUDENT_OPTS = [], Options()
     # From the teacher's probability to a mask: threshold | crf, then threshold | interaction, the
-    # mean with the student's own, then threshold: in Tab. 5 as good as CRF in a third of its time.
+    # mean with the student's own, then threshold: in Tab. 5 within 0.1 of CRF, in a third of its time.
     # Beside a teacher that is not sure, interaction can end in empty masks: watch the logged
     # pseudo_masks/foreground (RESULTS.md has such a case).
     node.POSTPROCESS = "interaction", one_of("threshold", "interaction", "crf")
@@ -464,7 +467,8 @@ def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     # Make background of what is in a mask that training sees, or outside of the box (sec. 5.1).
     node.CLEANING = True, flag()
     # Channels of the student that learn: own_class (Mask R-CNN's loss, that of the framework which
-    # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3).
+    # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3, and
+    # the configs of its rows).
     node.STUDENT_CHANNELS = "own_class", one_of("own_class", "all")
     # Iterations before pseudo masks are learned from; the paper names none.
     node.WARM_START = 0, whole(0)

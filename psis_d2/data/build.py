@@ -179,8 +179,8 @@ def get_training_dicts(cfg) -> list[dict]:
     ``PSIS.MASK_IMAGE_FRACTION`` restrict by image, always. Objects without a mask get that of
     ``PSIS.MISSING_MASKS``. Categories that are not in ``PSIS.TRAIN_CLASSES`` lose their boxes, too.
     Images without instances are dropped if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, all but
-    ``PSIS.TRAIN_IMAGE_FRACTION`` of the others before anything else looks at them. One log line
-    counts the masks.
+    ``PSIS.TRAIN_IMAGE_FRACTION`` of the others before anything else looks at them; at last, with
+    ``PSIS.MASKED_IMAGES_ONLY``, those without a mask. One log line counts the masks.
 
     Raises:
         UserError: there is nothing to train on, the data sets have different categories, or a
@@ -234,7 +234,7 @@ def get_training_dicts(cfg) -> list[dict]:
         # A data set at a time: ids are unique only within one.
         for name, part in parts.items():
             add_masks(part, cached_grabcut_masks(cfg, part, name))
-    return dicts
+    return _masked_images(dicts) if cfg.PSIS.MASKED_IMAGES_ONLY else dicts
 
 
 def _check_missing_masks(cfg) -> None:
@@ -307,6 +307,18 @@ def _own_masked_classes_of(name: str) -> frozenset[int]:
 
 def _has_instances(record: dict) -> bool:
     return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+
+
+def _masked_images(dicts: list[dict]) -> list[dict]:
+    """The images of ``PSIS.MASKED_IMAGES_ONLY``."""
+    masked = [record for record in dicts if count_masks([record]).with_mask]
+    if not masked:
+        raise UserError(
+            "PSIS.MASKED_IMAGES_ONLY is True, but no training image has a mask that training may "
+            "see; set it to False, or see to PSIS.SEEN_CLASSES."
+        )
+    logger.info("training on %d of %d images, those with a mask", len(masked), len(dicts))
+    return masked
 
 
 def _training_share(cfg, dicts: list[dict]) -> list[dict]:

@@ -20,7 +20,7 @@ MASK_TRAIN_BOXES = ("proposals", "gt", "jittered_gt")
 
 
 def jitter_boxes(boxes: Boxes, std: float, image_size: tuple[int, int]) -> Boxes:
-    """Annotated boxes moved and resized at random (ShapeMask, Kuo et al., ICCV 2019, sec. 3.4).
+    """Annotated boxes moved and resized at random (ShapeMask, Kuo et al., ICCV 2019, sec. 4).
 
     The center moves by a normal shift of `std` box sides, each side is multiplied by the
     exponential of a normal of the same `std`.

@@ -18,6 +18,7 @@ CONFIGS = sorted(
     if not path.stem.startswith("Base-") and "vg3k" not in path.stem
 )
 FULLY_SUPERVISED = ("cpmask_full_R101", "shapemask_specific_R101")
+FULLY_SUPERVISED += tuple(f"shapemask_light{n}_R101" for n in (16, 32, 64))
 BOXES_ONLY = ("fasterrcnn_R50", "fasterrcnn_R101", "fcos_R50", "retinanet_R50")
 FAST = "shapeprop_R50"
 SMALL = """INPUT.MIN_SIZE_TRAIN [128] INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 128
