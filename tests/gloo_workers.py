@@ -4,12 +4,21 @@ from pathlib import Path
 
 from psis_d2.engine.stages import train_only
 from psis_d2.engine.trainer import wrap_for_distribution
+from psis_d2.modeling.mask_heads.blocks import conv_tower
 
 import torch
 from detectron2.utils import comm
 
 from head_contract import contract_model, register_data
-from model_builders import partial_batch, tiny_model, training_losses
+from model_builders import (
+    CPMASK,
+    OPMASK,
+    SHAPEMASK,
+    TEACHER_STUDENT,
+    partial_batch,
+    tiny_model,
+    training_losses,
+)
 
 
 def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> None:
@@ -58,3 +67,42 @@ def report_groups(folder: str) -> None:
     """Each rank writes what Detectron2 believes about the processes."""
     facts = (comm.get_world_size(), comm.get_rank(), comm.get_local_rank(), comm.get_local_size())
     torch.save(facts, f"{folder}/facts{comm.get_rank()}.pth")
+
+
+def train_synchronized_heads(folder: str, names: list[str]) -> None:
+    """Two steps of mask heads with synchronized norms; rank 0 sees masks, rank 1 never does.
+
+    Each rank saves what a tower makes of three regions on rank 0 and none on rank 1, and {name: the
+    mask loss and the model}.
+    """
+    rank, found = comm.get_rank(), {}
+    torch.manual_seed(0)
+    tower = conv_tower(4, 4, 2, "SyncBN").train()
+    x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    x = (x if rank == 0 else x[:0]).requires_grad_()
+    output = tower(x)
+    output.square().sum().backward()
+    found["tower"] = {"output": output.detach(), "gradient": x.grad, "state": tower.state_dict()}
+    synchronized = ("MODEL.ROI_MASK_HEAD.NORM", "SyncBN")
+    keys = {
+        "fcn": (),
+        "opmask": (*OPMASK, "MODEL.ROI_BOX_HEAD.NORM", "SyncBN"),
+        "cpmask": (
+            *(*CPMASK, "PSIS.CPMASK.FUSION_NORM", "SyncBN"),
+            *("PSIS.CPMASK.AFFINITY_NORM", "SyncBN"),
+        ),
+        "shapemask": SHAPEMASK,
+        "teacher_student": TEACHER_STUDENT,
+    }
+    for name in names:
+        model = wrap_for_distribution(tiny_model(*keys[name], *synchronized, seed=rank))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(2):
+            flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
+            losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+        state = model.module.state_dict()
+        found[name] = {"mask_loss": losses["loss_mask"].item(), "model": state}
+    torch.save(found, f"{folder}/synchronized{rank}.pth")

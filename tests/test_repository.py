@@ -17,6 +17,7 @@ MAX_LINES = 600
 DETECTORS_ALONE = {
     "fasterrcnn_R101.yaml",
     "fasterrcnn_R50.yaml",
+    "fasterrcnn_vg3k_R101.yaml",
     "fcos_R50.yaml",
     "retinanet_R50.yaml",
 }

@@ -64,7 +64,8 @@ def model(cfg: CfgNode) -> torch.nn.Module:
 def test_schedule_and_biases(name):
     cfg = config(name)
     batch, rate, steps, iterations, warmup, factor = SCHEDULES[name]
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (batch, iterations)
+    solver = cfg.SOLVER
+    assert (batch, iterations) == (solver.IMS_PER_BATCH, solver.MAX_ITER)
     # The rate of a weight as it is from iteration to iteration, and a bias's beside it.
     conv = torch.nn.Conv2d(1, 1, 1)
     optimizer = build_optimizer(cfg, conv)
@@ -139,10 +140,10 @@ def test_light_mask_branches_are_fully_supervised(channels):
 def test_class_specific_rows(name, outputs):
     cfg = config(name)
     assert model(cfg).roi_heads.mask_head.predictor[-1].out_channels == outputs
-    assert cfg.PSIS.ORACLE == ("oracle" in name)
+    assert ("oracle" in name) == cfg.PSIS.ORACLE
     # The published GrabCut row has no annotated mask; the variant has those of the seen.
     no_masks = name == "maskrcnn_grabcut_R50"
-    assert cfg.PSIS.MASK_IMAGE_FRACTION == (0.0 if no_masks else 1.0)
+    assert (0.0 if no_masks else 1.0) == cfg.PSIS.MASK_IMAGE_FRACTION
     assert (cfg.PSIS.MISSING_MASKS == "grabcut") == ("grabcut" in name)
 
 
@@ -150,7 +151,7 @@ def test_stages_of_visual_genome():
     first, second = config("fasterrcnn_vg3k_R101"), config("maskx_vg3k_R101")
     assert list(first.DATASETS.TRAIN) == ["vg_train"]
     assert not first.MODEL.MASK_ON
-    assert second.MODEL.WEIGHTS == f"{first.OUTPUT_DIR}/model_final.pth"
+    assert f"{first.OUTPUT_DIR}/model_final.pth" == second.MODEL.WEIGHTS
     assert second.PSIS.TRAIN_ONLY == "mask_head"
     assert second.PSIS.MASKED_IMAGES_ONLY
     detector, whole = model(first).state_dict(), model(second).state_dict()
