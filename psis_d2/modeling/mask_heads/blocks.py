@@ -36,11 +36,11 @@ def conv_tower(
     return nn.Sequential(*layers)
 
 
-def plain_convs(channels: list[int]) -> nn.Sequential:
+def plain_convs(channels: list[int], dilation: int = 1) -> nn.Sequential:
     """3x3 convolutions through the given channel counts, ReLU between but not after them."""
     layers: list[nn.Module] = []
     for k, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-        conv = Conv2d(before, after, kernel_size=3, padding=1)
+        conv = Conv2d(before, after, kernel_size=3, padding=dilation, dilation=dilation)
         weight_init.c2_msra_fill(conv)
         layers += [conv] if k == 0 else [nn.ReLU(), conv]
     return nn.Sequential(*layers)

@@ -75,6 +75,7 @@ class ShapeActivation(nn.Module):
         channel_agnostic: one set of weights for all latent channels.
         steps: propagation steps, 0 for the larger side of the region.
         weight_norm: see :func:`psis_d2.ops.message_passing`.
+        dilation: of encoder and decoder.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ShapeActivation(nn.Module):
         channel_agnostic: bool = False,
         steps: int = 0,
         weight_norm: str = "sigmoid_sum",
+        dilation: int = 1,
     ):
         super().__init__()
         self.steps = steps
@@ -94,8 +96,8 @@ class ShapeActivation(nn.Module):
         weight_channels = 1 if channel_agnostic else latent_dim
         self.weights = Conv2d(tower_dim, weight_channels * _TAPS, kernel_size=1)
         weight_init.c2_xavier_fill(self.weights)
-        self.encoder = plain_convs([1, latent_dim, latent_dim, latent_dim])
-        self.decoder = plain_convs([latent_dim, latent_dim, latent_dim, 1])
+        self.encoder = plain_convs([1, latent_dim, latent_dim, latent_dim], dilation)
+        self.decoder = plain_convs([latent_dim, latent_dim, latent_dim, 1], dilation)
 
     def forward(self, features: Tensor, saliency: Tensor) -> Tensor:
         """Shape activation logits.
@@ -138,7 +140,8 @@ class ShapePropMaskHead(RegionMaskHead):
         num_outputs: 1 for class-agnostic masks (the paper's), else K.
         conv_dim, num_convs, norm: the mask trunk, as in the fully convolutional head.
         latent_dim, channel_agnostic, steps, weight_norm: see :class:`ShapeActivation`.
-        tower_dim, tower_convs, tower_norm, tower_dilation: both towers.
+        tower_dim, tower_convs, tower_norm, tower_dilation: both towers; the dilation is that of
+            encoder and decoder, too.
         share_tower: whether they are one.
         predictor_init: see :class:`UpsamplePredictor`.
         activating_kind: see :func:`activating_loss`.
@@ -195,6 +198,7 @@ class ShapePropMaskHead(RegionMaskHead):
             channel_agnostic=channel_agnostic,
             steps=steps,
             weight_norm=weight_norm,
+            dilation=tower_dilation,
         )
         if fusion == "embed":
             self.embedding: nn.Module = ActivationEmbedding(embed_dim, embed_convs)
