@@ -1,5 +1,8 @@
 """What the processes of distributed tests run; spawned processes import it by name."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from psis_d2.engine.stages import train_only
@@ -21,6 +24,40 @@ from model_builders import (
 )
 
 
+def run_in_two_processes(worker: str, folder: Path, names: list[str]) -> None:
+    """Run a function of this module, worker(folder, names), on two ranks.
+
+    They get a parent of their own, which can be stopped if they wait forever.
+    """
+    code = (
+        "import psis_d2\n"
+        f"from gloo_workers import {worker} as worker\n"
+        "from psis_d2.engine.launch import launch\n"
+        f"launch(worker, num_cpu_processes=2, args=({str(folder)!r}, {names!r}))\n"
+    )
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=400,
+        check=True,
+    )
+
+
+def _train(model: torch.nn.Module, steps: int) -> dict:
+    """Steps of SGD on masks that rank 0 alone sees; returns the last losses."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.01)
+    for step in range(steps):
+        flags = [[True, False], [True]] if comm.get_rank() == 0 else [[False, False], [False]]
+        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    return losses
+
+
 def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> None:
     """Three steps of a part of the model; rank 0 sees masks, rank 1 never does.
 
@@ -30,13 +67,7 @@ def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> N
     model = tiny_model(*overrides, seed=rank)
     train_only(model, part)
     model = wrap_for_distribution(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    for step in range(3):
-        flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
-        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
+    losses = _train(model, steps=3)
     state = {"mask_loss": losses["loss_mask"].item(), "model": model.module.state_dict()}
     torch.save(state, f"{folder}/rank{rank}.pth")
 
@@ -51,13 +82,7 @@ def train_heads_with_masks_on_rank_zero(folder: str, configs: list[str]) -> None
     for config in configs:
         model = wrap_for_distribution(contract_model(config, Path(folder), seed=rank))
         start = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for step in range(2):
-            flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
-            losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
+        _train(model, steps=2)
         trained = {name: p.detach() for name, p in model.module.named_parameters()}
         found[config] = {"start": start, "trained": trained}
     torch.save(found, f"{folder}/heads{rank}.pth")
@@ -96,13 +121,7 @@ def train_synchronized_heads(folder: str, names: list[str]) -> None:
     }
     for name in names:
         model = wrap_for_distribution(tiny_model(*keys[name], *synchronized, seed=rank))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for step in range(2):
-            flags = [[True, False], [True]] if rank == 0 else [[False, False], [False]]
-            losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
+        losses = _train(model, steps=2)
         state = model.module.state_dict()
         found[name] = {"mask_loss": losses["loss_mask"].item(), "model": state}
     torch.save(found, f"{folder}/synchronized{rank}.pth")

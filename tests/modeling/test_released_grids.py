@@ -11,15 +11,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
-
-def literal_upsample(maps, factor):
-    """One more value at the end, corners aligned, then moved by half the factor and cut."""
-    height, width = maps.shape[-2:]
-    longer = F.pad(maps, (0, 1, 0, 1), mode="replicate")
-    size = (factor * height + 1, factor * width + 1)
-    large = F.interpolate(longer, size=size, mode="bilinear", align_corners=True)
-    moved = F.pad(large, (factor // 2, 0, factor // 2, 0), mode="replicate")
-    return moved[:, :, : factor * height, : factor * width]
+from model_builders import literal_upsample
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])

@@ -1,17 +1,13 @@
 """Batch norm over the regions of all processes, some of which have none."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import psis_d2  # noqa: F401
 from psis_d2.modeling.mask_heads.blocks import conv_tower
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from gloo_workers import run_in_two_processes
+
 HEADS = ["fcn", "opmask", "cpmask", "shapemask", "teacher_student"]
 
 
@@ -19,19 +15,7 @@ HEADS = ["fcn", "opmask", "cpmask", "shapemask", "teacher_student"]
 def ranks(tmp_path_factory):
     """What both processes saved; the first sees masks, the second sees none."""
     folder = tmp_path_factory.mktemp("ranks")
-    code = (
-        "import psis_d2\n"
-        "from gloo_workers import train_synchronized_heads as worker\n"
-        "from psis_d2.engine.launch import launch\n"
-        f"launch(worker, num_cpu_processes=2, args=({str(folder)!r}, {HEADS!r}))\n"
-    )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    subprocess.run(  # a process of its own, which can be stopped if its processes wait forever
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=240,
-        check=True,
-    )
+    run_in_two_processes("train_synchronized_heads", folder, HEADS)
     return [torch.load(folder / f"synchronized{rank}.pth") for rank in range(2)]
 
 
