@@ -108,6 +108,9 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     node.TRAIN_IMAGE_FRACTION = 1.0, number(0.0, 1.0)
     # Another draw of the same share.
     node.TRAIN_IMAGE_SEED = 0, whole()
+    # Train on images with a mask alone: the second stage of stage-wise training, as in the released
+    # code of Hu et al.; images of a data set that has boxes alone are of no use there.
+    node.MASKED_IMAGES_ONLY = False, flag()
 
     # What an object whose mask training may not see is trained on: "none" = its box alone |
     # "grabcut" = the GrabCut mask of its box (Hu et al., CVPR 2018, sec. 4.3) | a json of masks, as
@@ -247,9 +250,8 @@ def _add_cpmask_config(keys: dict[str, Key]) -> None:
     node.BOUNDARY_CONVS = 4, whole(0)
     # Cells of the boundary's band on each side of the contour (released code: 1 of 28 x 28).
     node.BOUNDARY_WIDTH = 1, whole(1)
-    # Norm of the fused features: GN (released code) | BN | "" for none; not SyncBN, in which a
-    # process whose regions all lack masks would keep the others waiting.
-    node.FUSION_NORM = "GN", one_of("BN", "GN", "")
+    # Norm of the fused features: GN (released code) | BN | SyncBN | "" for none.
+    node.FUSION_NORM = "GN", one_of("BN", "SyncBN", "GN", "")
     # The affinity-parsing module (Tab. 1: AM) ...
     node.AFFINITY = True, flag()
     # ... and the terms of Eq. 5 in its loss: 2 (paper) | 1 (released code) | 0, no loss (Tab. 1:
@@ -258,8 +260,14 @@ def _add_cpmask_config(keys: dict[str, Key]) -> None:
     # Scale of the affinities before the softmax; 0 = channels ** -0.5 (released code). The paper
     # has none, 1.0: scores are up to +-channels then, and the softmax little else than a maximum.
     node.AFFINITY_SCALE = 0.0, number(0.0)
-    # Norm of what attention adds: BN (released code) | GN | "" for none ...
-    node.AFFINITY_NORM = "BN", one_of("BN", "GN", "")
+    # Variance of the embeddings over channels: divided by their number minus one (released code),
+    # or by their number.
+    node.AFFINITY_UNBIASED = True, flag()
+    # Norm of what attention adds: BN (released code) | SyncBN | GN | "" for none ...
+    node.AFFINITY_NORM = "BN", one_of("BN", "SyncBN", "GN", "")
+    # ... what it adds to the variance (released code; what attention adds varies little at first,
+    # so that this number scales it and its gradient) ...
+    node.AFFINITY_NORM_EPS = 0.0001, number(0.0, above=True)
     # ... and its initial gain: 1 (released code); 0 starts without attention (non-local networks,
     # Wang et al., CVPR 2018, sec. 4.1).
     node.AFFINITY_GAMMA = 1.0, number()
@@ -345,8 +353,9 @@ def _add_fcos_config(keys: dict[str, Key]) -> None:
     # Focal loss (released code).
     node.FOCAL_LOSS_ALPHA = 0.25, number(0.0, 1.0)
     node.FOCAL_LOSS_GAMMA = 2.0, number(0.0)
-    # giou (released code) | diou | ciou, weighted by centerness.
-    node.BBOX_REG_LOSS_TYPE = "giou", one_of("giou", "diou", "ciou")
+    # released_giou (released code: 1 is added to both areas of the IoU, in strides, so that boxes
+    # of few strides learn less) | giou | diou | ciou, weighted by centerness.
+    node.BBOX_REG_LOSS_TYPE = "released_giou", one_of("released_giou", "giou", "diou", "ciou")
     # Class probability that a proposal needs (CPMask's released code: 0.03, AdelaiDet: 0.05).
     node.SCORE_THRESH_TRAIN = 0.03, number(0.0, 1.0)
     node.SCORE_THRESH_TEST = 0.03, number(0.0, 1.0)
@@ -390,10 +399,16 @@ def _add_retinanet_config(keys: dict[str, Key]) -> None:
 def _add_shapeprop_config(keys: dict[str, Key]) -> None:
     """ShapeProp (Zhou et al., "Learning Saliency Propagation", CVPR 2020)."""
     node = Keys(keys, "PSIS.SHAPEPROP")
-    # Convolutions of each of the two towers, activating and propagating (released code: 4).
+    # Convolutions of each of the two towers, activating and propagating (released code: 4) ...
     node.TOWER_CONVS = 4, whole(1)
-    # Their width (released code: 256).
+    # ... their width (released code: 256) ...
     node.TOWER_DIM = 256, whole(1)
+    # ... group norm after each of them, without biases (released code: off) ...
+    node.USE_GN = False, flag()
+    # ... their dilation, and that of encoder and decoder (released code: 1) ...
+    node.DILATION = 1, whole(1)
+    # ... and one tower for both (released code: two).
+    node.SHARE_FEATURE = False, flag()
     # Channels that carry messages: 24 in the released code, "e.g. 16" in the paper (sec. 3.1).
     node.LATENT_DIM = 24, whole(1)
     # One set of propagation weights for all channels (ablation, paper Tab. 4).
@@ -404,7 +419,8 @@ def _add_shapeprop_config(keys: dict[str, Key]) -> None:
     # "softmax" does exactly.
     node.WEIGHT_NORM = "sigmoid_sum", one_of("sigmoid_sum", "softmax", "none")
     # "softmax_ce": a classifier on the averaged saliency, background included (released code);
-    # "signed_mean": the paper's Eq. 3, unbounded below, so give it a small ACTIVATING_WEIGHT.
+    # "signed_mean": the paper's Eq. 3, whose negative bags are misplaced boxes of the class alone;
+    # it is unbounded below, so give it a small ACTIVATING_WEIGHT.
     node.ACTIVATING_LOSS = "softmax_ce", one_of("softmax_ce", "signed_mean")
     # How the shape activation meets the RoI features: "embed" = ReLU, divide by its maximum, a few
     # convolutions, concatenate (released code); "concat" = concatenate its probability (paper).
@@ -413,6 +429,9 @@ def _add_shapeprop_config(keys: dict[str, Key]) -> None:
     node.EMBED_CONVS = 4, whole(1)
     # ... and their width (released code: 256, as wide as the RoI features).
     node.EMBED_DIM = 256, whole(1)
+    # Weights that the mask predictor starts from: normal, sd 0.001 as every other head's | msra, by
+    # the fan-out (released code: for one output an sd of 1.4, and large logits of either sign).
+    node.PREDICTOR_INIT = "normal", one_of("normal", "msra")
     # Weight of the saliency classifier's loss (released code: 1).
     node.ACTIVATING_WEIGHT = 1.0, number(0.0)
     # Weight of the shape activation's loss (released code: 1).
@@ -445,6 +464,10 @@ def _add_shapemask_config(keys: dict[str, Key]) -> None:
     node.CROP = "outer_box", one_of("outer_box", "fixed")
     # How much larger the outer box is (released code).
     node.OUTER_BOX_SCALE = 1.25, number(1.0)
+    # Where in its cell a value sits when masks and priors are placed in their boxes: 0.5, the
+    # center | 0.0, the upper left corner (released code, whose features are pooled half a cell
+    # aside, too: MODEL.ROI_MASK_HEAD.POOLER_TYPE ROIAlign).
+    node.SAMPLE_OFFSET = 0.5, number(0.0, 0.5)
     # Sum of the features inside the box over all cells of the crop (released code), "crop", or over
     # the area of the box (paper Eq. 1), "box".
     node.BOX_POOLING = "crop", one_of("crop", "box")
@@ -455,6 +478,9 @@ def _add_shapemask_config(keys: dict[str, Key]) -> None:
     node.ADD_COARSE_MASK = True, flag()
     # The fine mask has so many times the crop's resolution (released code; unstated in the paper).
     node.UPSAMPLING = 4, whole(1)
+    # Weights that embed prior and coarse mask start from: glorot, by fan-in and fan-out (released
+    # code) | fan_in, for their one channel 8 times larger.
+    node.EMBEDDING_INIT = "glorot", one_of("glorot", "fan_in")
     # Probability that both masks start from (released code).
     node.INITIAL_PROB = 0.01, number(0.0, 1.0, above=True, below=True)
     # Losses are summed over cells and divided by the number of foreground cells, "foreground"
@@ -491,7 +517,8 @@ def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     # The same for the student.
     node.STUDENT_OPTS = [], Options()
     # From the teacher's probability to a mask: threshold | crf, then threshold | interaction, the
-    # mean with the student's own, then threshold: in Tab. 5 as good as CRF in a third of its time.
+    # mean with the student's own, then threshold: in Tab. 5 within 0.1 AP of CRF, in a third of the
+    # time.
     # Beside a teacher that is not sure, interaction can end in empty masks: watch the logged
     # pseudo_masks/foreground (RESULTS.md has such a case).
     node.POSTPROCESS = "interaction", one_of("threshold", "interaction", "crf")
@@ -500,7 +527,8 @@ def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     # Make background of what is in a mask that training sees, or outside of the box (sec. 5.1).
     node.CLEANING = True, flag()
     # Channels of the student that learn: own_class (Mask R-CNN's loss, that of the framework which
-    # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3).
+    # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3, and
+    # the configs of its rows).
     node.STUDENT_CHANNELS = "own_class", one_of("own_class", "all")
     # Iterations before pseudo masks are learned from; the paper names none.
     node.WARM_START = 0, whole(0)
@@ -541,6 +569,8 @@ def _add_condinst_config(keys: dict[str, Key]) -> None:
     node.BRANCH_DIM = 128, whole(1)
     node.BRANCH_CONVS = 4, whole(0)
     node.BRANCH_NORM = "BN", one_of(*NORMS)
+    # ... the weights that it starts from: released | msra, larger, for short runs of AdamW ...
+    node.BRANCH_INIT = "released", one_of("released", "msra")
     # ... and the channels that it ends in (CondInst: 8, BoxInst: 16).
     node.CHANNELS = 8, whole(1)
     # Layers of an instance's own network and channels between them (released code).
@@ -548,6 +578,12 @@ def _add_condinst_config(keys: dict[str, Key]) -> None:
     node.HEAD_DIM = 8, whole(1)
     # Resolution of masks and their losses, in that of the mask branch (released code).
     node.UPSAMPLING = 2, whole(1)
+    # Upsampling, targets and pasting as released, for the released weights: they are half a cell
+    # apart (a disc of radius 8 goes through target and paste with an IoU of 0.76, here with 0.95).
+    node.RELEASED_GRIDS = False, flag()
+    # Training locations lie around the center of mass of an object's mask where training sees one
+    # (released code), or always around the center of its box.
+    node.CENTER_OF = "mask", one_of("mask", "box")
     # Locations an image that train masks, shared out evenly among its objects, the best-scored of
     # each (BoxInst); 0 = all positive ones (CondInst).
     node.LOCATIONS_PER_IMAGE = 64, whole(0)

@@ -1,15 +1,61 @@
 """What the processes of distributed tests run; spawned processes import it by name."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from psis_d2.engine.stages import train_only
 from psis_d2.engine.trainer import wrap_for_distribution
+from psis_d2.modeling.mask_heads.blocks import conv_tower
 
 import torch
 from detectron2.utils import comm
 
 from head_contract import contract_model, register_data
-from model_builders import partial_batch, tiny_model, training_losses
+from model_builders import (
+    CPMASK,
+    OPMASK,
+    SHAPEMASK,
+    TEACHER_STUDENT,
+    partial_batch,
+    tiny_model,
+    training_losses,
+)
+
+
+def run_in_two_processes(worker: str, folder: Path, names: list[str]) -> None:
+    """Run a function of this module, worker(folder, names), on two ranks.
+
+    They get a parent of their own, which can be stopped if they wait forever.
+    """
+    code = (
+        "import psis_d2\n"
+        f"from gloo_workers import {worker} as worker\n"
+        "from psis_d2.engine.launch import launch\n"
+        f"launch(worker, num_cpu_processes=2, args=({str(folder)!r}, {names!r}))\n"
+    )
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=400,
+        check=True,
+    )
+
+
+def _train(model: torch.nn.Module, steps: int) -> dict:
+    """Steps of SGD on masks that rank 0 alone sees; returns the last losses."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.01)
+    for step in range(steps):
+        flags = [[True, False], [True]] if comm.get_rank() == 0 else [[False, False], [False]]
+        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    return losses
 
 
 def train(model: torch.nn.Module, steps: int) -> dict:
@@ -33,7 +79,7 @@ def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> N
     model = tiny_model(*overrides, seed=rank)
     train_only(model, part)
     model = wrap_for_distribution(model)
-    losses = train(model, steps=3)
+    losses = _train(model, steps=3)
     state = {"mask_loss": losses["loss_mask"].item(), "model": model.module.state_dict()}
     torch.save(state, f"{folder}/rank{rank}.pth")
 
@@ -48,7 +94,7 @@ def train_heads_with_masks_on_rank_zero(folder: str, configs: list[str]) -> None
     for config in configs:
         model = wrap_for_distribution(contract_model(config, Path(folder), seed=rank))
         start = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-        train(model, steps=2)
+        _train(model, steps=2)
         trained = {name: p.detach() for name, p in model.module.named_parameters()}
         found[config] = {"start": start, "trained": trained}
     torch.save(found, f"{folder}/heads{rank}.pth")
@@ -58,3 +104,36 @@ def report_groups(folder: str) -> None:
     """Each rank writes what Detectron2 believes about the processes."""
     facts = (comm.get_world_size(), comm.get_rank(), comm.get_local_rank(), comm.get_local_size())
     torch.save(facts, f"{folder}/facts{comm.get_rank()}.pth")
+
+
+def train_synchronized_heads(folder: str, names: list[str]) -> None:
+    """Two steps of mask heads with synchronized norms; rank 0 sees masks, rank 1 never does.
+
+    Each rank saves what a tower makes of three regions on rank 0 and none on rank 1, and {name: the
+    mask loss and the model}.
+    """
+    rank, found = comm.get_rank(), {}
+    torch.manual_seed(0)
+    tower = conv_tower(4, 4, 2, "SyncBN").train()
+    x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    x = (x if rank == 0 else x[:0]).requires_grad_()
+    output = tower(x)
+    output.square().sum().backward()
+    found["tower"] = {"output": output.detach(), "gradient": x.grad, "state": tower.state_dict()}
+    synchronized = ("MODEL.ROI_MASK_HEAD.NORM", "SyncBN")
+    keys = {
+        "fcn": (),
+        "opmask": (*OPMASK, "MODEL.ROI_BOX_HEAD.NORM", "SyncBN"),
+        "cpmask": (
+            *(*CPMASK, "PSIS.CPMASK.FUSION_NORM", "SyncBN"),
+            *("PSIS.CPMASK.AFFINITY_NORM", "SyncBN"),
+        ),
+        "shapemask": SHAPEMASK,
+        "teacher_student": TEACHER_STUDENT,
+    }
+    for name in names:
+        model = wrap_for_distribution(tiny_model(*keys[name], *synchronized, seed=rank))
+        losses = _train(model, steps=2)
+        state = model.module.state_dict()
+        found[name] = {"mask_loss": losses["loss_mask"].item(), "model": state}
+    torch.save(found, f"{folder}/synchronized{rank}.pth")

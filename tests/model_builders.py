@@ -9,6 +9,7 @@ from psis_d2.data.shape_priors import ShapePriors, save_shape_priors
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -218,3 +219,13 @@ def dynamic_queries(n: int, images: int = 2, seed: int = 0):
         sizes=torch.tensor([32.0, 64.0])[torch.randint(0, 2, (n,), generator=generator)],
         classes=torch.randint(0, 3, (n,), generator=generator),
     )
+
+
+def literal_upsample(maps: torch.Tensor, factor: int) -> torch.Tensor:
+    """AdelaiDet's: one more value, corners aligned, then moved by half the factor and cut."""
+    height, width = maps.shape[-2:]
+    longer = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+    size = (factor * height + 1, factor * width + 1)
+    large = F.interpolate(longer, size=size, mode="bilinear", align_corners=True)
+    moved = F.pad(large, (factor // 2, 0, factor // 2, 0), mode="replicate")
+    return moved[:, :, : factor * height, : factor * width]

@@ -25,6 +25,7 @@ PROGRAMS = ("make", "psis-d2", "python")
 DETECTORS_ALONE = {
     "fasterrcnn_R101.yaml",
     "fasterrcnn_R50.yaml",
+    "fasterrcnn_vg3k_R101.yaml",
     "fcos_R50.yaml",
     "retinanet_R50.yaml",
 }

@@ -112,7 +112,7 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
             *(cfg.PSIS.MISSING_MASKS, len(given), left.without_mask),
             f", of weight {min(given):.3g} to {max(given):.3g}" if given else "",
         )
-    return dicts
+    return _masked_images(dicts) if cfg.PSIS.MASKED_IMAGES_ONLY else dicts
 
 
 def _is_foreign(annotation: dict) -> bool:
@@ -214,6 +214,18 @@ def _own_masked_classes_of(name: str, crowds: str) -> frozenset[int]:
 
 def _has_instances(record: dict) -> bool:
     return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+
+
+def _masked_images(dicts: list[dict]) -> list[dict]:
+    """The images of ``PSIS.MASKED_IMAGES_ONLY``."""
+    masked = [record for record in dicts if count_masks([record]).with_mask]
+    if not masked:
+        raise UserError(
+            "PSIS.MASKED_IMAGES_ONLY is True, but no training image has a mask that training may "
+            "see; set it to False, or see to PSIS.SEEN_CLASSES."
+        )
+    logger.info("training on %d of %d images, those with a mask", len(masked), len(dicts))
+    return masked
 
 
 def _training_share(cfg, dicts: list[dict]) -> list[dict]:

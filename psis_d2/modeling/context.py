@@ -45,6 +45,9 @@ class SampledRegions:
     """int64 [S], in [0, num_classes); num_classes = background."""
     rows: Tensor | None
     """int64 [R]: the row of `features` that each mask region is; None if regions are no samples."""
+    objects: Tensor
+    """int64 [S], in [0, num_classes]: the class of the object that a sample overlaps most, be it
+    its own or one that is missed; num_classes if it touches none."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 
+from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
 
@@ -15,3 +16,16 @@ def tower_norm(name: str):
     if name != "GN":
         return name
     return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def region_norm(name: str):
+    """The norm of layers that see regions: :func:`tower_norm`, and a "SyncBN" for any number.
+
+    How many regions a process has is chance, and it may be none. PyTorch's synchronized batch norm
+    refuses an empty batch; this one weighs the statistics of a process by its number of regions, as
+    OPMask's released code does. A process without regions has to call it all the same, see
+    :meth:`psis_d2.modeling.mask_heads.base.RegionMaskHead.take_part`.
+    """
+    if "SyncBN" in name:
+        return lambda channels: NaiveSyncBatchNorm(channels, stats_mode="N")
+    return tower_norm(name)

@@ -14,13 +14,14 @@ from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 MASK_TRAIN_BOXES = ("proposals", "gt", "jittered_gt")
 
 
 def jitter_boxes(boxes: Boxes, std: float, image_size: tuple[int, int]) -> Boxes:
-    """Annotated boxes moved and resized at random (ShapeMask, Kuo et al., ICCV 2019, sec. 3.4).
+    """Annotated boxes moved and resized at random (ShapeMask, Kuo et al., ICCV 2019, sec. 4).
 
     The center moves by a normal shift of `std` box sides, each side is multiplied by the
     exponential of a normal of the same `std`.
@@ -43,6 +44,25 @@ def jitter_boxes(boxes: Boxes, std: float, image_size: tuple[int, int]) -> Boxes
     jittered.clip(image_size)
     # A box that left the image is of no use: take the annotated one instead.
     return Boxes(torch.where(jittered.nonempty()[:, None], jittered.tensor, tensor))
+
+
+def touched_classes(sampled: Instances, target: Instances, num_classes: int) -> Tensor:
+    """The class of the object that each sampled proposal overlaps most.
+
+    Args:
+        sampled: S proposals of an image, with ``gt_index`` as the matcher gave it.
+        target: the image's annotations.
+        num_classes: K.
+
+    Returns:
+        int64 [S] in [0, K]; K for a proposal that touches no object.
+    """
+    classes = torch.full_like(sampled.gt_index, num_classes)
+    if len(target) == 0:
+        return classes
+    index = sampled.gt_index
+    overlap = matched_pairwise_iou(sampled.proposal_boxes, target.gt_boxes[index])
+    return torch.where(overlap > 0, target.gt_classes[index], classes)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -205,7 +225,13 @@ class PartialROIHeads(StandardROIHeads):
 
         if sampled_features is not None:
             classes = cat([x.gt_classes for x in sampled])
-            samples = SampledRegions(sampled_features, classes, rows)
+            objects = cat(
+                [
+                    touched_classes(x, target, self.num_classes)
+                    for x, target in zip(sampled, targets, strict=True)
+                ]
+            )
+            samples = SampledRegions(sampled_features, classes, rows, objects)
         frames = self._frames(regions, "proposal_boxes")
         if sampled_features is not None and rows is not None:
             region_features = sampled_features[rows]

@@ -126,6 +126,20 @@ def test_training_fraction_of_nothing(toy):
         get_training_dicts(toy)
 
 
+def test_images_without_a_mask_may_be_left_out(toy):
+    toy.PSIS.MASK_IMAGE_FRACTION = 0.6
+    with_mask = {image for image, _ in masked(get_training_dicts(toy))}
+    toy.PSIS.MASKED_IMAGES_ONLY = True
+    dicts = get_training_dicts(toy)
+    assert {record["image_id"] for record in dicts} == with_mask
+    assert len(with_mask) == 5
+    # The boxes of other categories in these images stay.
+    assert all(len(record["annotations"]) >= 2 for record in dicts)
+    toy.PSIS.MASK_IMAGE_FRACTION = 0.0
+    with pytest.raises(UserError, match="MASKED_IMAGES_ONLY is True, but no training image has"):
+        get_training_dicts(toy)
+
+
 def test_image_list_and_fraction_both_count(toy, tmp_path):
     path = tmp_path / "images.txt"
     path.write_text("1\n2\n3\n4\n5\n")

@@ -137,7 +137,7 @@ def test_misspelled_names(key, value, hint):
     [
         ((*SHAPEPROP, "PSIS.SHAPEPROP.FUSION", "embde"), "FUSION is 'embde'; choose one of embed"),
         ((*SHAPEMASK, "PSIS.SHAPEMASK.CROP", "box"), "CROP is 'box'; choose one of outer_box"),
-        ((*CPMASK, "PSIS.CPMASK.FUSION_NORM", "SyncBN"), "NORM is 'SyncBN'; choose one of BN, GN"),
+        ((*CPMASK, "PSIS.CPMASK.FUSION_NORM", "LN"), "NORM is 'LN'; choose one of BN, SyncBN, GN"),
         ((*CPMASK, "PSIS.CPMASK.AFFINITY_TERMS", 3), "TERMS is 3; it must be a whole number"),
         ((*MASKX, "PSIS.MASKX.LAYERS", 4), "LAYERS is 4; it must be a whole number, at least 1"),
         ((*FCOS, "PSIS.FCOS.TOWER_INIT", "zero"), "TOWER_INIT is 'zero'; choose one of normal"),

@@ -18,9 +18,11 @@ CONFIGS = sorted(
     if not path.stem.startswith("Base-") and "vg3k" not in path.stem
 )
 FULLY_SUPERVISED = ("cpmask_full_R101", "shapemask_specific_R101")
+FULLY_SUPERVISED += tuple(f"shapemask_light{n}_R101" for n in (16, 32, 64))
 BOXES_ONLY = ("fasterrcnn_R50", "fasterrcnn_R101", "fcos_R50", "retinanet_R50")
 FAST = "shapeprop_R50"
-SMALL = """INPUT.MIN_SIZE_TRAIN [128] INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 128
+SMALL = """INPUT.MIN_SIZE_TRAIN [128] INPUT.MIN_SIZE_TRAIN_SAMPLING choice
+    INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 128
     INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 SOLVER.STEPS []
     SOLVER.BASE_LR 0.001 DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
     MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"""  # nothing pretrained to freeze

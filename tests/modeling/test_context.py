@@ -53,7 +53,9 @@ def two_images():
         box_features=torch.arange(3.0, 6.0)[:, None, None, None].expand(3, 5, 2, 2),
         pool=lambda boxes: boxes,
         targets=[first, second],
-        sampled=SampledRegions(torch.rand(5, 2, 4, 4), torch.zeros(5), torch.tensor([4, 0, 2])),
+        sampled=SampledRegions(
+            *(torch.rand(5, 2, 4, 4), torch.zeros(5), torch.tensor([4, 0, 2]), torch.zeros(5))
+        ),
         images=ImageList(images, [(8, 8), (8, 8)]),
     )
 

@@ -9,6 +9,7 @@ from psis_d2.modeling.mask_heads.cpmask import AffinityParsing, BoundaryFusion, 
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import Instances
@@ -271,3 +272,36 @@ def test_heat_maps_are_boundary_probability_and_mean_affinity():
         rows = affinities[region][mask[region].flatten()]
         torch.testing.assert_close(maps["affinity"][region].flatten(), rows.mean(dim=0))
     assert make_head(*ALL_OFF).heat_maps(context) == {}
+
+
+def test_what_attention_adds_is_normed_as_released():
+    """By hand: the embeddings' variance is over C - 1, the norm's eps is 1e-4."""
+    keys = ("PSIS.CPMASK.AFFINITY_UNBIASED", True, "PSIS.CPMASK.AFFINITY_NORM_EPS", 1e-4)
+    head = make_head(base=(*CPMASK, *keys))
+    parsing = head.affinity.double().train()
+    x = torch.randn(2, 32, 3, 3, dtype=torch.float64)
+    nothing = torch.zeros(2, 3, 3, dtype=torch.float64)
+    found, _ = parsing(x, nothing)
+
+    def embedded(layer):
+        pixels = F.conv2d(x, layer.weight, layer.bias).relu().flatten(2).transpose(1, 2)
+        centered = pixels - pixels.mean(dim=2, keepdim=True)
+        return pixels, centered / (centered.square().sum(dim=2, keepdim=True) / 31 + 1e-5).sqrt()
+
+    (_, theta), (_, phi), (value, _) = map(embedded, (parsing.theta, parsing.phi, parsing.value))
+    affinities = (theta @ phi.transpose(1, 2) / math.sqrt(32)).softmax(dim=2)
+    attended = (affinities @ value).transpose(1, 2).view(2, 32, 3, 3)
+    added = F.conv2d(attended, parsing.project.weight, parsing.project.bias).relu()
+    mean, variance = (
+        f(added, dim=(0, 2, 3), keepdim=True)
+        for f in (torch.mean, lambda *a, **k: torch.var(*a, **k, unbiased=False))
+    )
+    torch.testing.assert_close(found, x + (added - mean) / (variance + 1e-4).sqrt())
+
+
+def test_released_constants_are_the_defaults():
+    cfg = tiny_config(*CPMASK)
+    torch.manual_seed(0)
+    affinity = build_mask_head(cfg, ShapeSpec(channels=16, height=14, width=14)).affinity
+    assert affinity.norm.eps == 1e-4
+    assert affinity.unbiased

@@ -17,6 +17,7 @@ from psis_d2.modeling.detectors.fcos import (
     box_sides,
     centerness_targets,
     locations_in_boxes,
+    released_giou_loss,
 )
 from psis_d2.modeling.norms import tower_norm
 
@@ -230,6 +231,64 @@ def test_box_loss_is_weighted_by_centerness():
     errors = [1 - 12 / 13, 1 - 40 / 128]
     expected = sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights)
     assert losses["loss_box_reg"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_released_giou_by_hand():
+    # In strides of 8: [0, 0, 1, 1] predicted for [0, 0, 2, 1]. Areas 1 and 2, common 1, union 2,
+    # hull 2: the IoU is (1 + 1) / (2 + 1), and the hull is full.
+    predicted = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8]])
+    boxes = torch.tensor([[0.0, 0, 16, 8], [8, 8, 16, 16]])
+    losses = released_giou_loss(predicted, boxes, torch.full((2,), 8.0))
+    # Beside each other at a corner: nothing common, union 2, hull 4.
+    assert losses.tolist() == pytest.approx([1 - 2 / 3, 1 - 1 / 3 + (4 - 2) / 4])
+    # A unit of a pixel: the same boxes are larger, and it is nearly the GIoU.
+    in_pixels = released_giou_loss(predicted, boxes, torch.ones(2))
+    assert in_pixels.tolist() == pytest.approx([1 - 65 / 129, 1 - 1 / 129 + 0.5])
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_released_giou_weakens_the_gradient_of_small_boxes(side):
+    """A prediction inside of its box of some strides: the union is the box, and one is added."""
+    gradients = []
+    boxes = torch.tensor([[0.0, 0, side, side]])
+    for loss in (
+        lambda x: released_giou_loss(x, boxes, torch.ones(1)),
+        lambda x: BOX_LOSSES["giou"](x, boxes),
+    ):
+        predicted = torch.tensor([[0.0, 0, 0.6 * side, side]], requires_grad=True)
+        loss(predicted).sum().backward()
+        gradients.append(predicted.grad[0, 2].item())
+    assert gradients[0] / gradients[1] == pytest.approx(side**2 / (side**2 + 1), rel=0.01)
+
+
+def test_box_loss_of_a_level_is_in_its_strides():
+    released = ("PSIS.FCOS.BBOX_REG_LOSS_TYPE", "released_giou")
+    for keys, unit in ((released, 16.0), ((*released, "PSIS.FCOS.NORM_REG_TARGETS", False), 1.0)):
+        fcos = fcos_model(*keys).proposal_generator
+        anchors = fcos.anchor_generator([torch.zeros(1, 16, 1, 1), torch.zeros(1, 16, 1, 1)])
+        target = partial_batch([[True]])[0]["instances"]
+        target.gt_boxes = Boxes(torch.tensor([[0.0, 0, 80, 16]]))
+        fcos.center_radius = 0.0
+        # The location (8, 8) of the second level, stride 16: half of its box's left part.
+        side = 8.0 / unit
+        predictions = DensePredictions(
+            logits=[torch.zeros(1, 1, 20), torch.zeros(1, 1, 20)],
+            deltas=[torch.zeros(1, 1, 4), torch.full((1, 1, 4), side)],
+            centerness=[torch.zeros(1, 1), torch.zeros(1, 1)],
+        )
+        losses = fcos.losses(anchors, predictions, [target])
+        predicted = torch.tensor([[0.0, 0, 16, 16]])
+        expected = released_giou_loss(predicted, target.gt_boxes.tensor, torch.tensor([unit]))
+        assert losses["loss_box_reg"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_positives_may_lie_around_another_middle():
+    boxes = torch.tensor([[0.0, 0, 64, 64]])
+    centers, strides = torch.tensor([[12.0, 12.0], [32.0, 32.0]]), torch.full((2,), 8.0)
+    ranges = torch.tensor([[0.0, math.inf]]).expand(2, 2)
+    middles = torch.tensor([[10.0, 14.0]])
+    assert assign_locations(centers, strides, ranges, boxes, 1.5).tolist() == [-1, 0]
+    assert assign_locations(centers, strides, ranges, boxes, 1.5, middles).tolist() == [0, -1]
 
 
 def scored(*rows):

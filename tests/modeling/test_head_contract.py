@@ -1,7 +1,5 @@
 """What every mask head has to keep to, the moment it is registered."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import ROIMasks
 from torch import nn
 
+from gloo_workers import run_in_two_processes
 from head_contract import (
     DATA,
     all_configs,
@@ -213,19 +212,7 @@ def two_processes(request, folder):
     """{config: the parameters of both ranks} after training with masks on the first rank alone."""
     asked = [x.callspec.params for x in request.session.items if "two_processes" in x.fixturenames]
     configs = [params["config"] for params in asked]
-    code = (
-        "import psis_d2\n"
-        "from gloo_workers import train_heads_with_masks_on_rank_zero as worker\n"
-        "from psis_d2.engine.launch import launch\n"
-        f"launch(worker, num_cpu_processes=2, args=({str(folder)!r}, {configs!r}))\n"
-    )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    subprocess.run(  # a process of its own, which can be stopped if its processes wait forever
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=400,
-        check=True,
-    )
+    run_in_two_processes("train_heads_with_masks_on_rank_zero", folder, configs)
     ranks = [torch.load(folder / f"heads{rank}.pth") for rank in range(2)]
     return {config: [rank[config] for rank in ranks] for config in configs}
 

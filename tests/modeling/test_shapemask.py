@@ -432,3 +432,69 @@ def test_what_a_teacher_and_a_student_need_is_prepared(tmp_path, catalogs):
     prepare_data(contract_config("quick/shapemask_shapes.yaml", tmp_path, *keys))
     prepare_data(contract_config("quick/agnostic_shapes.yaml", tmp_path))
     assert not list(tmp_path.glob("*.npz"))
+
+
+# ---- as released --------------------------------------------------------------------------------
+
+
+def test_embeddings_start_as_released():
+    torch.manual_seed(0)
+    options = {"num_outputs": 1, "conv_dim": 512, "num_convs": 1, "norm": "", "priors": None}
+    heads = {
+        init: ShapeMaskHead(ShapeSpec(channels=4, width=8), embedding_init=init, **options)
+        for init in ("glorot", "fan_in")
+    }
+    for name in ("embed_prior", "embed_coarse"):
+        scales = {k: getattr(head, name).weight.std().item() for k, head in heads.items()}
+        # Glorot and Bengio: sqrt(2 / (fan-in + fan-out)).
+        assert scales["glorot"] == pytest.approx(math.sqrt(2 / 513), rel=0.15)
+        assert scales["fan_in"] == pytest.approx(1, rel=0.15)
+        assert getattr(heads["glorot"], name).bias.eq(0).all()
+
+
+@pytest.mark.parametrize(("offset", "cells"), [(0.0, 4), (0.5, 3)])
+def test_targets_sit_in_their_cells_where_the_offset_says(offset, cells):
+    """A box of eight cells of 4 pixels that is its own frame, 13 of its 32 columns are the mask."""
+    head = head_of(None, sample_offset=offset, outer_box_scale=1.0)
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, :, :29] = True
+    context = context_of(head, torch.tensor([[16.0, 16, 48, 48]]), (0,), masks)
+    # The fourth cell is 12 to 16, a quarter of it the mask; or around 12, three quarters.
+    assert head.mask_targets(context, 8)[0, 4].tolist() == [1] * cells + [0] * (8 - cells)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_priors_are_placed_with_the_offset(offset):
+    priors = random_priors(1)
+    head = head_of(priors, sample_offset=offset)
+    boxes = torch.tensor([[16.0, 16, 48, 48]])
+    context = context_of(head, boxes, (0,))
+    found = head.detection_prior(context, context.features)[0]
+    frame = outer_boxes(Boxes(boxes), 1.25, (64, 64)).tensor[0].tolist()
+
+    def value(y, x):
+        """The prior between its values, 0 around it."""
+        total = 0.0
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < 8 and 0 <= column < 8:
+                    weight = (1 - abs(y - row)) * (1 - abs(x - column))
+                    total += weight * priors[0, row, column].item()
+        return total
+
+    for i in range(8):
+        for j in range(8):
+            y, x = (
+                (frame[k] + (n + offset) * (frame[k + 2] - frame[k]) / 8 - 16) * 8 / 32 - offset
+                for k, n in ((1, i), (0, j))
+            )
+            assert found[i, j].item() == pytest.approx(value(y, x), abs=1e-5)
+
+
+def test_the_crop_may_be_pooled_without_the_half_cell():
+    aligned = tiny_model(*SHAPEMASK).roi_heads.mask_pooler
+    released = tiny_model(*SHAPEMASK, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign")
+    kinds = [
+        pooler.level_poolers[0].aligned for pooler in (aligned, released.roi_heads.mask_pooler)
+    ]
+    assert kinds == [True, False]

@@ -5,9 +5,11 @@ import math
 import psis_d2  # noqa: F401
 from psis_d2.modeling.mask_heads import shapeprop
 from psis_d2.modeling.mask_heads.shapeprop import ActivationEmbedding, activating_loss
+from psis_d2.modeling.roi_heads import touched_classes
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 from model_builders import SHAPEPROP, partial_batch, tiny_model, training_losses
 
@@ -24,13 +26,69 @@ def test_activating_loss_is_cross_entropy_of_the_mean_saliency():
 
 
 def test_signed_mean_is_equation_3():
-    # Region 0 is a positive bag of class 0 (mean 1) and a negative one of class 1 (mean 3); region
-    # 1 is background, a negative bag of both (means 2 and 5). Background's own map takes no part.
-    logits = torch.zeros(2, 3, 2, 2)
+    # Region 0 is a positive bag of class 0 (mean 1) and no bag of class 1; region 1 is background
+    # that misses an object of class 1, a negative bag of that class (mean 5) and no other; region 2
+    # touches no object and is no bag. Background's own map takes no part.
+    logits = torch.zeros(3, 3, 2, 2)
     logits[0, 0], logits[0, 1] = 1.0, 3.0
-    logits[1, 0], logits[1, 1], logits[1, 2] = 2.0, 5.0, 100.0
-    loss = activating_loss(logits, torch.tensor([0, 2]), "signed_mean")
-    assert loss.item() == pytest.approx((-1 + 3 + 2 + 5) / 4)
+    logits[1:, 0], logits[1:, 1], logits[1:, 2] = 2.0, 5.0, 100.0
+    classes, objects = torch.tensor([0, 2, 2]), torch.tensor([0, 1, 2])
+    loss = activating_loss(logits, classes, "signed_mean", objects)
+    assert loss.item() == pytest.approx((-1 + 5) / 3)
+
+
+def shapeprop_head(*keys):
+    return tiny_model(*SHAPEPROP, *keys).roi_heads.mask_head
+
+
+def test_towers_may_be_one_dilated_or_normed():
+    plain = shapeprop_head("PSIS.SHAPEPROP.TOWER_DIM", 32)
+    assert plain.shape_activation.tower is not plain.saliency_tower
+    model = tiny_model(*SHAPEPROP, "PSIS.SHAPEPROP.SHARE_FEATURE", True)
+    shared = model.roi_heads.mask_head
+    assert shared.shape_activation.tower is shared.saliency_tower
+    # The loss of saliency and that of propagation meet in it.
+    losses = training_losses(model, partial_batch(MIXED))
+    for name in ("loss_activating", "loss_propagating"):
+        model.zero_grad()
+        losses[name].backward(retain_graph=True)
+        assert shared.saliency_tower[0].weight.grad.abs().sum() > 0
+    normed = shapeprop_head("PSIS.SHAPEPROP.TOWER_DIM", 32, "PSIS.SHAPEPROP.USE_GN", True)
+    for tower in (normed.saliency_tower, normed.shape_activation.tower):
+        assert all(isinstance(x.norm, torch.nn.GroupNorm) and x.bias is None for x in tower)
+    dilated = shapeprop_head("PSIS.SHAPEPROP.DILATION", 3).saliency_tower
+    x = torch.rand(1, 16, 13, 13, requires_grad=True)
+    dilated(x)[0, :, 6, 6].sum().backward()
+    reached = x.grad[0].abs().sum(dim=0).nonzero()
+    assert dilated(x).shape[-1] == 13
+    assert set(reached.flatten().tolist()) <= {0, 3, 6, 9, 12}  # two layers of steps of 3
+    assert len(reached) > 9
+
+
+def test_predictor_may_start_as_released():
+    weights = {
+        init: shapeprop_head(
+            "PSIS.SHAPEPROP.PREDICTOR_INIT", init, "MODEL.ROI_MASK_HEAD.CONV_DIM", 512
+        )
+        .predictor[-1]
+        .weight
+        for init in ("normal", "msra")
+    }
+    assert weights["normal"].std().item() == pytest.approx(0.001, rel=0.15)
+    # A fan-out of 1: sqrt(2 / 1).
+    assert weights["msra"].std().item() == pytest.approx(math.sqrt(2), rel=0.15)
+
+
+def test_what_a_sample_misses():
+    boxes = torch.tensor([[0.0, 0, 8, 8], [20, 20, 30, 30]])
+    target = Instances((40, 40), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([3, 7]))
+    sampled = Instances((40, 40))
+    places = [[0.0, 0, 8, 9], [6, 6, 12, 12], [10, 10, 18, 18], [29, 29, 35, 35]]
+    sampled.proposal_boxes = Boxes(torch.tensor(places))
+    sampled.gt_index = torch.tensor([0, 0, 0, 1])
+    assert touched_classes(sampled, target, 20).tolist() == [3, 3, 20, 7]
+    nobody = Instances((40, 40), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0))
+    assert touched_classes(sampled, nobody, 20).tolist() == [20] * 4
 
 
 def test_embedding_sees_the_activation_normalized_to_its_maximum():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from psis_d2.config_rules import check_keys
 from psis_d2.errors import UserError
+from psis_d2.modeling import released_grids
 from psis_d2.modeling.box_supervision import cell_indicators, pairwise_loss, projection_loss
 from psis_d2.modeling.condinst.box_grids import paste_into_boxes, pool_from_boxes
 from psis_d2.modeling.condinst.dynamic_filters import (
@@ -97,7 +98,8 @@ class DynamicMaskHead(nn.Module):
         input_shape: of the mask branch's feature maps, from high to low resolution.
         tower_dim: channels of the detector's box tower.
         supervision: "masks", "boxes" or "mixed".
-        channels, branch_dim, branch_convs, branch_norm: see :class:`MaskBranch`.
+        channels, branch_dim, branch_convs, branch_norm, branch_init: see :class:`MaskBranch`.
+        released_grids: see :mod:`psis_d2.modeling.released_grids`.
         layers: the dynamic network.
         student_layers: the student's, None for no student.
         pseudo_masks: how its masks are made of the teacher's.
@@ -125,6 +127,8 @@ class DynamicMaskHead(nn.Module):
         branch_convs: int,
         branch_norm: str,
         layers: DynamicLayers,
+        branch_init: str = "released",
+        released_grids: bool = False,
         student_layers: DynamicLayers | None = None,
         pseudo_masks: PseudoMasks | None = None,
         warm_start: int = 0,
@@ -141,8 +145,15 @@ class DynamicMaskHead(nn.Module):
     ):
         super().__init__()
         self.branch = MaskBranch(
-            input_shape, dim=branch_dim, num_convs=branch_convs, norm=branch_norm, channels=channels
+            input_shape,
+            dim=branch_dim,
+            num_convs=branch_convs,
+            norm=branch_norm,
+            channels=channels,
+            init=branch_init,
+            released_grids=released_grids,
         )
+        self.released_grids = released_grids
         self.stride = input_shape[0].stride
         self.upsampling = upsampling
         self.supervision = supervision
@@ -187,6 +198,8 @@ class DynamicMaskHead(nn.Module):
             "branch_dim": node.BRANCH_DIM,
             "branch_convs": node.BRANCH_CONVS,
             "branch_norm": node.BRANCH_NORM,
+            "branch_init": node.BRANCH_INIT,
+            "released_grids": node.RELEASED_GRIDS,
             "layers": DynamicLayers(**shape),
             "upsampling": node.UPSAMPLING,
             "at_a_time": node.INSTANCES_AT_A_TIME,
@@ -317,6 +330,8 @@ class DynamicMaskHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             split = layers.split(filters, queries.classes)
             logits = dynamic_logits(split, features, queries, self.stride)
+            if self.released_grids:
+                return released_grids.upsample(logits[None], self.upsampling)[0]
             return F.interpolate(
                 logits[None], scale_factor=self.upsampling, mode="bilinear", align_corners=False
             )[0]

@@ -3,6 +3,7 @@
 import math
 
 from psis_d2.errors import UserError
+from psis_d2.modeling import released_grids
 from psis_d2.modeling.box_supervision import box_cells, lab_image, similar_neighbors
 from psis_d2.modeling.condinst.box_grids import edges_of
 from psis_d2.modeling.condinst.dynamic_filters import Queries
@@ -22,6 +23,27 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 
+@torch.no_grad()
+def mask_middles(target: Instances) -> Tensor:
+    """The centers of mass of an image's masks, and of its boxes where there is no mask.
+
+    Args:
+        target: G annotated objects with ``gt_boxes``, ``gt_masks`` and ``gt_has_mask``.
+
+    Returns:
+        float [G, 2], x and y in pixels; a pixel's mass is in its middle.
+    """
+    middles = target.gt_boxes.get_centers().clone()
+    annotated = target.gt_has_mask
+    masks = target.gt_masks.tensor[annotated]
+    for axis, mass in enumerate((masks.sum(dim=1), masks.sum(dim=2))):
+        places = torch.arange(mass.shape[1], device=mass.device) + 0.5
+        total = mass.sum(dim=1)
+        mean = (mass * places).sum(dim=1) / total.clamp(min=1)
+        middles[annotated, axis] = torch.where(total > 0, mean, middles[annotated, axis])
+    return middles
+
+
 @META_ARCH_REGISTRY.register()
 class CondInst(nn.Module):
     """CondInst (Tian et al., ECCV 2020) and BoxInst (Tian et al., CVPR 2021) on FCOS.
@@ -39,6 +61,8 @@ class CondInst(nn.Module):
         mask_head: see there.
         mask_in_features: names of the feature maps that the mask branch reads.
         locations_per_image, max_instances: see :func:`sample_locations`.
+        center_of: what training locations lie around the center of, where training sees a mask:
+            "mask", its center of mass, or "box".
         color_threshold: see :func:`similar_neighbors`.
         bottom_pixels: number of rows of the original image that take no part in pairs of like
             color.
@@ -56,6 +80,7 @@ class CondInst(nn.Module):
         mask_in_features: list[str],
         locations_per_image: int,
         max_instances: int,
+        center_of: str,
         color_threshold: float,
         bottom_pixels: int,
         crf_side: int,
@@ -70,6 +95,7 @@ class CondInst(nn.Module):
         self.mask_in_features = mask_in_features
         self.locations_per_image = locations_per_image
         self.max_instances = max_instances
+        self.center_of = center_of
         self.color_threshold = color_threshold
         self.bottom_pixels = bottom_pixels
         self.crf_side = crf_side
@@ -102,6 +128,7 @@ class CondInst(nn.Module):
             "mask_in_features": node.IN_FEATURES,
             "locations_per_image": node.LOCATIONS_PER_IMAGE,
             "max_instances": node.MAX_INSTANCES,
+            "center_of": node.CENTER_OF,
             "color_threshold": node.COLOR_THRESHOLD,
             "bottom_pixels": node.BOTTOM_PIXELS,
             "crf_side": node.CRF_SIDE,
@@ -120,6 +147,9 @@ class CondInst(nn.Module):
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         targets = [item["instances"].to(self.device) for item in batched_inputs]
+        if self.center_of == "mask" and self.mask_head.supervision != "boxes":
+            for target in targets:
+                target.gt_middles = mask_middles(target)
         features = self.backbone(images.tensor)
         found = self.proposal_generator.detect(features, targets)
         queries, objects = self._sample(found, targets)
@@ -165,7 +195,10 @@ class CondInst(nn.Module):
         maps = [features[name] for name in self.mask_in_features]
         masks = self.mask_head(maps, found.predictions.tower, queries)
         for of_image, part in zip(instances, masks.split([len(x) for x in instances]), strict=True):
-            of_image.pred_masks = ImageMasks(part, self.mask_head.mask_stride, of_image.image_size)
+            head = self.mask_head
+            of_image.pred_masks = ImageMasks(
+                part, head.mask_stride, of_image.image_size, head.released_grids
+            )
         if not do_postprocess:
             return instances
         return [
@@ -244,7 +277,8 @@ class CondInst(nn.Module):
                 weights.append(target.gt_mask_weight[own])
             rows = annotated.cumsum(0) - 1
             truth_rows.append(first + rows[own])
-            masks = shrink_masks(target.gt_masks.tensor[annotated], stride, size)
+            shrink = released_grids.pick if head.released_grids else shrink_masks
+            masks = shrink(target.gt_masks.tensor[annotated], stride, size)
             truth.append(masks)
             seen.append((masks >= 0.5).any(dim=0))
             first += len(masks)

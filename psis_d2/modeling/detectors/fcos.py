@@ -57,18 +57,24 @@ class Locations(NamedTuple):
 
 
 def locations_in_boxes(
-    centers: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
+    centers: Tensor,
+    strides: Tensor,
+    ranges: Tensor,
+    boxes: Tensor,
+    radius: float,
+    middles: Tensor | None = None,
 ) -> Tensor:
     """Whether a location may predict a box.
 
     It may if it lies inside the box and, with center sampling, less than `radius` strides from the
-    box's center in x and in y; and if the farthest side of the box is within the regression range
-    of the location's level.
+    object's middle in x and in y; and if the farthest side of the box is within the regression
+    range of the location's level.
 
     Args:
         centers, strides, ranges: see :class:`Locations`.
         boxes: float [G, 4], XYXY.
         radius: of center sampling, in strides; 0 for none.
+        middles: float [G, 2], x and y; None for the boxes' centers.
 
     Returns:
         bool [R, G].
@@ -76,14 +82,21 @@ def locations_in_boxes(
     sides = box_sides(centers[:, None], boxes[None])
     belongs = sides.amin(dim=2) > 0
     if radius > 0:
-        offset = (centers[:, None] - (boxes[:, :2] + boxes[:, 2:])[None] / 2).abs().amax(dim=2)
+        if middles is None:
+            middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        offset = (centers[:, None] - middles).abs().amax(dim=2)
         belongs &= offset < radius * strides[:, None]
     farthest = sides.amax(dim=2)
     return belongs & (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
 
 
 def assign_locations(
-    centers: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float
+    centers: Tensor,
+    strides: Tensor,
+    ranges: Tensor,
+    boxes: Tensor,
+    radius: float,
+    middles: Tensor | None = None,
 ) -> Tensor:
     """The object that each location has to predict: the smallest that :func:`locations_in_boxes`
     lets it predict, whose arguments are the same.
@@ -93,7 +106,7 @@ def assign_locations(
     """
     if len(boxes) == 0:
         return torch.full((len(centers),), -1, dtype=torch.int64, device=centers.device)
-    belongs = locations_in_boxes(centers, strides, ranges, boxes, radius)
+    belongs = locations_in_boxes(centers, strides, ranges, boxes, radius, middles)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     smallest, index = areas.expand(len(centers), -1).masked_fill(~belongs, math.inf).min(dim=1)
     return index.masked_fill(smallest.isinf(), -1)
@@ -106,6 +119,28 @@ def centerness_targets(sides: Tensor) -> Tensor:
     """
     x, y = sides[:, 0::2], sides[:, 1::2]
     return (x.amin(1) / x.amax(1) * (y.amin(1) / y.amax(1))).sqrt()
+
+
+def released_giou_loss(predicted: Tensor, boxes: Tensor, units: Tensor) -> Tensor:
+    """The GIoU loss of the released code, which adds 1 to both areas of the IoU.
+
+    The 1 is an area in the units of the regression: nothing to a large box, much to one of a few
+    strides, whose loss it weakens.
+
+    Args:
+        predicted, boxes: float [P, 4], XYXY pixels.
+        units: float [P], pixels of a unit of length.
+
+    Returns:
+        float [P].
+    """
+    predicted, boxes = predicted / units[:, None], boxes / units[:, None]
+    inner = predicted[:, 2:].minimum(boxes[:, 2:]) - predicted[:, :2].maximum(boxes[:, :2])
+    outer = predicted[:, 2:].maximum(boxes[:, 2:]) - predicted[:, :2].minimum(boxes[:, :2])
+    common, hull = inner.clamp(min=0).prod(dim=1), outer.prod(dim=1)
+    areas = [(x[:, 2:] - x[:, :2]).prod(dim=1) for x in (predicted, boxes)]
+    union = areas[0] + areas[1] - common
+    return 1 - (common + 1) / (union + 1) + (hull - union) / hull
 
 
 class FCOSHead(RetinaNetHead):
@@ -177,7 +212,8 @@ class FCOS(DenseDetector):
         regression_limits: float [levels - 1], largest distance to the farthest side of a box of
             each level but the last; increasing.
         center_radius: see :func:`locations_in_boxes`.
-        box_loss: "giou", "diou" or "ciou".
+        box_loss: "released_giou" (:func:`released_giou_loss`), "giou", "diou" or "ciou".
+        regresses_strides: whether a unit of the regression is the level's stride, not a pixel.
         centerness_in_ranking: whether the score is sqrt(class probability * centerness) instead of
             the class probability.
         centerness_in_threshold: whether the score threshold is on class probability * centerness
@@ -192,6 +228,7 @@ class FCOS(DenseDetector):
         regression_limits: list[float],
         center_radius: float,
         box_loss: str,
+        regresses_strides: bool,
         centerness_in_ranking: bool,
         centerness_in_threshold: bool,
         **kwargs,
@@ -200,7 +237,8 @@ class FCOS(DenseDetector):
         bounds = [0.0, *regression_limits, math.inf]
         self.level_ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
         self.center_radius = center_radius
-        self.box_loss = BOX_LOSSES[box_loss]
+        self.box_loss = box_loss
+        self.regresses_strides = regresses_strides
         self.centerness_in_ranking = centerness_in_ranking
         self.centerness_in_threshold = centerness_in_threshold
 
@@ -256,6 +294,7 @@ class FCOS(DenseDetector):
             "regression_limits": limits,
             "center_radius": node.CENTER_RADIUS,
             "box_loss": node.BBOX_REG_LOSS_TYPE,
+            "regresses_strides": node.NORM_REG_TARGETS,
             "centerness_in_ranking": node.CENTERNESS_IN_RANKING,
             "centerness_in_threshold": node.CENTERNESS_IN_THRESHOLD,
         }
@@ -272,10 +311,17 @@ class FCOS(DenseDetector):
 
     @torch.no_grad()
     def match_locations(self, anchors: list[Boxes], targets: list[Instances]) -> Tensor:
-        """The object of its image that every location has to predict, int64 [N, R]; -1 = none."""
+        """The object of its image that every location has to predict, int64 [N, R]; -1 = none.
+
+        Targets with ``gt_middles``, float [G, 2], have these in place of their boxes' centers.
+        """
         locations = self.locations(anchors)
-        boxes = [target.gt_boxes.tensor for target in targets]
-        return torch.stack([assign_locations(*locations, x, self.center_radius) for x in boxes])
+        rows = []
+        for target in targets:
+            middles = target.gt_middles if target.has("gt_middles") else None
+            boxes = target.gt_boxes.tensor
+            rows.append(assign_locations(*locations, boxes, self.center_radius, middles))
+        return torch.stack(rows)
 
     @torch.no_grad()
     def label_locations(
@@ -353,7 +399,13 @@ class FCOS(DenseDetector):
 
         count = mean_over_processes(positive.sum()).clamp(min=1)
         central = centerness_targets(box_sides((cells[:, :2] + cells[:, 2:]) / 2, boxes))
-        box_losses = self.box_loss(self.box2box_transform.apply_deltas(deltas, cells), boxes)
+        decoded = self.box2box_transform.apply_deltas(deltas, cells)
+        if self.box_loss == "released_giou":
+            strides = cells[:, 2] - cells[:, 0]
+            units = strides if self.regresses_strides else torch.ones_like(strides)
+            box_losses = released_giou_loss(decoded, boxes, units)
+        else:
+            box_losses = BOX_LOSSES[self.box_loss](decoded, boxes)
         total_central = mean_over_processes(central.sum()).clamp(min=1e-6)
         return {
             "loss_cls": focal_loss(logits, labels, self.focal_alpha, self.focal_gamma) / count,

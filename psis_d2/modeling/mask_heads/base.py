@@ -14,9 +14,11 @@ from psis_d2.modeling.framed_masks import FramedMasks
 from psis_d2.modeling.losses import mask_bce, zero_loss
 
 import torch
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 
@@ -164,9 +166,20 @@ class RegionMaskHead(nn.Module, ABC):
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """Losses by name: ``loss_mask``, see :meth:`mask_loss`. R may be 0."""
         if len(context) == 0:
-            return {"loss_mask": zero_loss(self)}
+            return {"loss_mask": zero_loss(self) + self.take_part(context)}
         logits = self.predict(context)
         return {"loss_mask": self.mask_loss(context, logits)}
+
+    def take_part(self, context: RegionContext) -> Tensor | float:
+        """A zero that comes of R = 0 regions, for norms that synchronize processes.
+
+        Such a norm waits, forward and backward, for every process, also for one that has no region
+        this time. Where there is none, nothing is computed.
+        """
+        shares = comm.get_world_size() > 1 and self.training
+        if not shares or not any(isinstance(m, NaiveSyncBatchNorm) for m in self.modules()):
+            return 0.0
+        return self.predict(context).sum()
 
     def mask_loss(
         self, context: RegionContext, logits: Tensor, targets: Tensor | None = None
@@ -184,7 +197,7 @@ class RegionMaskHead(nn.Module, ABC):
         """
         annotated = context.annotated
         if len(annotated) == 0:
-            return zero_loss(self)
+            return zero_loss(self) + logits[:0].sum()  # norms may wait for its gradient
         if annotated is not context:
             logits = logits[context.has_mask]
         if targets is None:

@@ -1,13 +1,15 @@
 """Layers that several mask heads are built from."""
 
-from psis_d2.modeling.norms import tower_norm
+from psis_d2.modeling.norms import region_norm
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ConvTranspose2d, get_norm
 from torch import Tensor, nn
 
 
-def conv_tower(in_channels: int, dim: int, num_convs: int, norm: str = "") -> nn.Sequential:
+def conv_tower(
+    in_channels: int, dim: int, num_convs: int, norm: str = "", dilation: int = 1
+) -> nn.Sequential:
     """`num_convs` times 3x3 convolution, norm, ReLU, at one resolution and MSRA-initialized.
 
     Args:
@@ -15,6 +17,7 @@ def conv_tower(in_channels: int, dim: int, num_convs: int, norm: str = "") -> nn
         dim: channels of every layer.
         num_convs: how many; 0 gives the identity.
         norm: a Detectron2 norm name, "" for none.
+        dilation: of every convolution.
     """
     layers = []
     for k in range(num_convs):
@@ -22,9 +25,10 @@ def conv_tower(in_channels: int, dim: int, num_convs: int, norm: str = "") -> nn
             in_channels if k == 0 else dim,
             dim,
             kernel_size=3,
-            padding=1,
+            padding=dilation,
+            dilation=dilation,
             bias=not norm,
-            norm=get_norm(tower_norm(norm), dim),
+            norm=get_norm(region_norm(norm), dim),
             activation=nn.ReLU(),
         )
         weight_init.c2_msra_fill(conv)
@@ -32,11 +36,11 @@ def conv_tower(in_channels: int, dim: int, num_convs: int, norm: str = "") -> nn
     return nn.Sequential(*layers)
 
 
-def plain_convs(channels: list[int]) -> nn.Sequential:
+def plain_convs(channels: list[int], dilation: int = 1) -> nn.Sequential:
     """3x3 convolutions through the given channel counts, ReLU between but not after them."""
     layers: list[nn.Module] = []
     for k, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-        conv = Conv2d(before, after, kernel_size=3, padding=1)
+        conv = Conv2d(before, after, kernel_size=3, padding=dilation, dilation=dilation)
         weight_init.c2_msra_fill(conv)
         layers += [conv] if k == 0 else [nn.ReLU(), conv]
     return nn.Sequential(*layers)
@@ -52,19 +56,29 @@ def upsample_layers(in_channels: int, dim: int, norm: str = "") -> nn.Sequential
     """
     deconv = ConvTranspose2d(in_channels, dim, kernel_size=2, stride=2, bias=not norm)
     weight_init.c2_msra_fill(deconv)
-    return nn.Sequential(deconv, *([get_norm(norm, dim)] if norm else []), nn.ReLU())
+    return nn.Sequential(deconv, *([get_norm(region_norm(norm), dim)] if norm else []), nn.ReLU())
 
 
 class UpsamplePredictor(nn.Sequential):
     """Mask R-CNN's last layers: 2x2 transposed convolution, ReLU, 1x1 predictor.
 
     [R, in_channels, P, P] to logits [R, num_outputs, 2P, 2P].
+
+    Args:
+        in_channels, dim, num_outputs: channels of input, hidden layer and result.
+        norm: a Detectron2 norm name, "" for none.
+        init: of the predictor's weights: "normal", near zero, or "msra".
     """
 
-    def __init__(self, in_channels: int, dim: int, num_outputs: int, norm: str = ""):
+    def __init__(
+        self, in_channels: int, dim: int, num_outputs: int, norm: str = "", init: str = "normal"
+    ):
         predictor = Conv2d(dim, num_outputs, kernel_size=1)
-        # MSRA makes a class-agnostic predictor diverge; Mask R-CNN starts it near zero.
-        nn.init.normal_(predictor.weight, std=0.001)
+        if init == "msra":
+            weight_init.c2_msra_fill(predictor)
+        else:
+            # MSRA makes a class-agnostic predictor diverge; Mask R-CNN starts it near zero.
+            nn.init.normal_(predictor.weight, std=0.001)
         nn.init.zeros_(predictor.bias)
         super().__init__(*upsample_layers(in_channels, dim, norm), predictor)
 

@@ -20,6 +20,7 @@ from psis_d2.modeling.losses import select_class, weighted_bce, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
 from psis_d2.modeling.mask_targets import boundary_targets
+from psis_d2.modeling.norms import region_norm
 from psis_d2.ops import affinity_attention
 
 import fvcore.nn.weight_init as weight_init
@@ -83,7 +84,9 @@ class BoundaryFusion(nn.Module):
     def __init__(self, channels: int, dim: int, norm: str):
         super().__init__()
         self.gate = _pointwise(2 * channels, 1, nn.Sigmoid())
-        self.project = _pointwise(channels, dim, nn.ReLU(), bias=not norm, norm=get_norm(norm, dim))
+        self.project = _pointwise(
+            channels, dim, nn.ReLU(), bias=not norm, norm=get_norm(region_norm(norm), dim)
+        )
 
     def forward(self, x: Tensor, boundary: Tensor) -> Tensor:
         """Two float [R, channels, P, P] to [R, dim, P, P]."""
@@ -96,19 +99,32 @@ class AffinityParsing(nn.Module):
     Args:
         dim: channels of input and output, and of the embeddings theta, phi and g.
         scale: of the affinities before the softmax; 0 for dim ** -0.5.
+        unbiased: see :func:`psis_d2.ops.affinity_attention`.
         norm: Detectron2 norm name of what is added, "" for none.
+        norm_eps: what that norm adds to the variance.
         gamma: initial gain of that norm.
     """
 
-    def __init__(self, dim: int, *, scale: float = 0.0, norm: str = "", gamma: float = 1.0):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        scale: float = 0.0,
+        unbiased: bool = False,
+        norm: str = "",
+        norm_eps: float = 1e-5,
+        gamma: float = 1.0,
+    ):
         super().__init__()
         self.scale = scale or dim**-0.5
+        self.unbiased = unbiased
         self.theta = _pointwise(dim, dim, nn.ReLU())
         self.phi = _pointwise(dim, dim, nn.ReLU())
         self.value = _pointwise(dim, dim, nn.ReLU())
         self.project = _pointwise(dim, dim, nn.ReLU())
-        self.norm = get_norm(norm, dim) or nn.Identity()
+        self.norm = get_norm(region_norm(norm), dim) or nn.Identity()
         if norm:
+            self.norm.eps = norm_eps
             nn.init.constant_(self.norm.weight, gamma)
 
     def forward(self, x: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +139,9 @@ class AffinityParsing(nn.Module):
             float [R, P * P].
         """
         attended, sums = affinity_attention(
-            self.theta(x), self.phi(x), self.value(x), foreground, scale=self.scale
+            *(self.theta(x), self.phi(x), self.value(x), foreground),
+            scale=self.scale,
+            unbiased=self.unbiased,
         )
         return x + self.norm(self.project(attended)), sums
 
@@ -135,7 +153,9 @@ class AffinityParsing(nn.Module):
         one_hot = torch.eye(pixels, dtype=x.dtype, device=x.device).view(1, pixels, height, width)
         nothing = x.new_zeros(n, height, width)
         attended, _ = affinity_attention(
-            self.theta(x), self.phi(x), one_hot.repeat(n, 1, 1, 1), nothing, scale=self.scale
+            *(self.theta(x), self.phi(x), one_hot.repeat(n, 1, 1, 1), nothing),
+            scale=self.scale,
+            unbiased=self.unbiased,
         )
         return attended.flatten(2).transpose(1, 2)
 
@@ -166,7 +186,8 @@ class CPMaskHead(RegionMaskHead):
             :class:`BoundaryFusion`.
         affinity: whether there is an affinity-parsing module.
         affinity_terms: number of terms of its loss, see :func:`affinity_loss`; 0 for no loss.
-        affinity_scale, affinity_norm, affinity_gamma: see :class:`AffinityParsing`.
+        affinity_scale, affinity_unbiased, affinity_norm, affinity_norm_eps, affinity_gamma: see
+            :class:`AffinityParsing`.
         boundary_weight, affinity_weight: weights of the two losses.
         **kwargs: see :class:`RegionMaskHead`.
     """
@@ -188,7 +209,9 @@ class CPMaskHead(RegionMaskHead):
         affinity: bool = True,
         affinity_terms: int = 2,
         affinity_scale: float = 0.0,
+        affinity_unbiased: bool = True,
         affinity_norm: str = "BN",
+        affinity_norm_eps: float = 1e-4,
         affinity_gamma: float = 1.0,
         boundary_weight: float = 0.5,
         affinity_weight: float = 0.5,
@@ -211,7 +234,12 @@ class CPMaskHead(RegionMaskHead):
         channels = conv_dim if num_convs else channels
         if affinity:
             self.affinity = AffinityParsing(
-                channels, scale=affinity_scale, norm=affinity_norm, gamma=affinity_gamma
+                channels,
+                scale=affinity_scale,
+                unbiased=affinity_unbiased,
+                norm=affinity_norm,
+                norm_eps=affinity_norm_eps,
+                gamma=affinity_gamma,
             )
         self.predictor = UpsamplePredictor(channels, conv_dim, num_outputs)
 
@@ -234,7 +262,9 @@ class CPMaskHead(RegionMaskHead):
             "affinity": node.AFFINITY,
             "affinity_terms": node.AFFINITY_TERMS,
             "affinity_scale": node.AFFINITY_SCALE,
+            "affinity_unbiased": node.AFFINITY_UNBIASED,
             "affinity_norm": node.AFFINITY_NORM,
+            "affinity_norm_eps": node.AFFINITY_NORM_EPS,
             "affinity_gamma": node.AFFINITY_GAMMA,
             "boundary_weight": node.BOUNDARY_WEIGHT,
             "affinity_weight": node.AFFINITY_WEIGHT,
@@ -298,7 +328,7 @@ class CPMaskHead(RegionMaskHead):
         """``loss_mask`` and, from their modules, ``loss_boundary`` and ``loss_affinity``."""
         has_affinity_loss = self.affinity is not None and self.affinity_terms > 0
         if len(context) == 0:
-            losses = {"loss_mask": zero_loss(self)}
+            losses = {"loss_mask": zero_loss(self) + self.take_part(context)}
             if self.boundary_tower is not None:
                 losses["loss_boundary"] = zero_loss(self.boundary_predictor)
             if has_affinity_loss:

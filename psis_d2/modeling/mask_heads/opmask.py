@@ -11,7 +11,6 @@ both. There, a detection keeps the map of the proposal that it was classified fr
 computed from its box, like the RoI features that it is added to, and so are those of given boxes.
 """
 
-from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
@@ -22,8 +21,6 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from torch import Tensor, nn
-
-_EPSILON = 1e-4
 
 
 def class_activation_maps(
@@ -49,12 +46,13 @@ def class_activation_maps(
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
-    """Each of the maps [R, S, S] from its least to its largest value, [0, 1); a constant one is 0.
+    """Each of the maps [R, S, S] from its least to its largest value, [0, 1]; a constant one is 0.
 
-    The released code adds its epsilon to the maps, where it changes nothing, and divides by 0.
+    The released code divides a constant map by 0.
     """
     low, high = (f(maps, dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
-    return (maps - low) / (high - low + _EPSILON)
+    span = high - low
+    return (maps - low) / torch.where(span > 0, span, 1)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -64,7 +62,7 @@ class OPMaskHead(RegionMaskHead):
     Args:
         input_shape: shape of the RoI features (channels, P, P).
         num_outputs: 1 for class-agnostic, else the number of classes.
-        conv_dim, num_convs, norm: the mask trunk (released code: 256, 7, batch norm).
+        conv_dim, num_convs, norm: the mask trunk (released code: 256, 7, SyncBN).
         cam_bias: see :func:`class_activation_maps`.
         cam_normalized: see :func:`normalize_maps`; False: the maps as they are.
         **kwargs: see :class:`RegionMaskHead`.
@@ -88,11 +86,6 @@ class OPMaskHead(RegionMaskHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if "SyncBN" in norm:
-            raise UserError(
-                f"MODEL.ROI_MASK_HEAD.NORM is '{norm}', but a process whose images have no object "
-                "would keep the others waiting; choose BN or GN for OPMaskHead."
-            )
         self.cam_bias = cam_bias
         self.cam_normalized = cam_normalized
         self.trunk = conv_tower(input_shape.channels, conv_dim, num_convs, norm)

@@ -149,6 +149,8 @@ class ShapeMaskHead(RegionMaskHead):
         priors_file: where training should have found them, None if it has.
         instance_embedding: center the features of the fine mask.
         crop: "outer_box" or "fixed".
+        sample_offset: see :func:`psis_d2.ops.shape_prior_blend`; of mask targets, too.
+        embedding_init: how the embeddings of prior and coarse mask start, "glorot" or "fan_in".
         outer_box_scale: see :func:`outer_boxes`.
         levels: see :func:`fixed_crops`.
         box_pooling: see :class:`ShapeEstimation`.
@@ -179,6 +181,8 @@ class ShapeMaskHead(RegionMaskHead):
         crop: str = "outer_box",
         outer_box_scale: float = 1.25,
         levels: tuple[int, int] = (3, 5),
+        sample_offset: float = 0.5,
+        embedding_init: str = "glorot",
         box_pooling: str = "crop",
         fine_features: str = "crop",
         add_coarse_mask: bool = True,
@@ -196,6 +200,7 @@ class ShapeMaskHead(RegionMaskHead):
         if crop == "fixed":
             # a cell of P4 is 16 pixels wide
             self.needs = replace(self.needs, canonical_frame=self.side * 16)
+        self.sample_offset = sample_offset
         self.fine_features = fine_features
         self.loss_normalizer = loss_normalizer
         self.prior_weight, self.coarse_weight = prior_weight, coarse_weight
@@ -204,10 +209,10 @@ class ShapeMaskHead(RegionMaskHead):
         self.reduce = Conv2d(input_shape.channels, conv_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.reduce)
         self.shape = None if priors is None else ShapeEstimation(conv_dim, priors, box_pooling)
-        self.embed_prior = _embedding(conv_dim)
+        self.embed_prior = _embedding(conv_dim, embedding_init)
         self.coarse_trunk = conv_tower(conv_dim, conv_dim, num_convs, norm)
         self.coarse_predictor = _predictor(conv_dim, num_outputs, initial_prob)
-        self.embed_coarse = _embedding(conv_dim) if add_coarse_mask else None
+        self.embed_coarse = _embedding(conv_dim, embedding_init) if add_coarse_mask else None
         self.trunk = conv_tower(conv_dim, conv_dim, num_convs, norm)
         self.predictor = UpsampleThenPredict(conv_dim, num_outputs, upsampling, initial_prob)
 
@@ -230,6 +235,8 @@ class ShapeMaskHead(RegionMaskHead):
             "crop": node.CROP,
             "outer_box_scale": node.OUTER_BOX_SCALE,
             "levels": _levels_of(cfg.MODEL.ROI_HEADS.IN_FEATURES),
+            "sample_offset": node.SAMPLE_OFFSET,
+            "embedding_init": node.EMBEDDING_INIT,
             "box_pooling": node.BOX_POOLING,
             "fine_features": node.FINE_FEATURES,
             "add_coarse_mask": node.ADD_COARSE_MASK,
@@ -268,18 +275,18 @@ class ShapeMaskHead(RegionMaskHead):
         boxes, frames = (
             cat([x.tensor for x in rectangles]) for rectangles in (context.boxes, context.frames)
         )
-        size = (self.side, self.side)
+        size, offset = (self.side, self.side), self.sample_offset
         # A prior of ones that fills the box; there is nothing to weigh.
         one = features.new_ones(1, self.side, self.side)
-        indicator = shape_prior_blend(features.new_zeros(len(boxes), 1), one, boxes, frames, size)
+        nothing = features.new_zeros(len(boxes), 1)
+        indicator = shape_prior_blend(nothing, one, boxes, frames, size, None, offset)
         if self.shape is None:
             return indicator
         classes = context.classes
         logits = self.shape(features, indicator.unsqueeze(1), classes)
         priors = self.shape.priors.to(logits.dtype)
-        if priors.dim() == 3:
-            return shape_prior_blend(logits, priors, boxes, frames, size)
-        return shape_prior_blend(logits, priors, boxes, frames, size, classes)
+        rows = classes if priors.dim() == 4 else None
+        return shape_prior_blend(logits, priors, boxes, frames, size, rows, offset)
 
     def masks(self, context: RegionContext) -> tuple[Tensor, Tensor, Tensor]:
         """The three masks of R > 0 regions.
@@ -316,13 +323,14 @@ class ShapeMaskHead(RegionMaskHead):
             )
         names = ["loss_coarse", "loss_mask"] + ["loss_prior"] * (self.shape is not None)
         if len(context) == 0:
-            return {name: zero_loss(self) for name in names}
+            losses = {name: zero_loss(self) for name in names}
+            return losses | {"loss_mask": losses["loss_mask"] + self.take_part(context)}
         prior, coarse, fine = self.masks(context)
-        targets = context.mask_targets(self.side)
+        targets = self.mask_targets(context, self.side)
         losses = {
             "loss_coarse": self.coarse_weight * self._cross_entropy(context, coarse, targets),
             "loss_mask": self.loss_weight
-            * self._cross_entropy(context, fine, context.mask_targets(fine.shape[-1])),
+            * self._cross_entropy(context, fine, self.mask_targets(context, fine.shape[-1])),
         }
         if self.shape is not None:
             squares = (prior.to(targets.dtype) - targets) ** 2
@@ -332,6 +340,19 @@ class ShapeMaskHead(RegionMaskHead):
                 self.prior_weight * half * self._average(context, squares, targets)
             )
         return losses
+
+    def mask_targets(self, context: RegionContext, side: int) -> Tensor:
+        """The context's mask targets, float32 [R, side, side], where ``sample_offset`` has them.
+
+        A target is the mask around the center of its cell; another offset moves the cells.
+        """
+        if self.sample_offset == 0.5:
+            return context.mask_targets(side)
+        moved = []
+        for frames in (x.tensor for x in context.frames):
+            cells = (frames[:, 2:] - frames[:, :2]) / side
+            moved.append(Boxes(frames + ((self.sample_offset - 0.5) * cells).repeat(1, 2)))
+        return replace(context, wide_frames=moved).mask_targets(side)
 
     def _cross_entropy(self, context: RegionContext, logits: Tensor, targets: Tensor) -> Tensor:
         logits = select_class(logits, context.classes).to(targets.dtype)
@@ -347,10 +368,14 @@ class ShapeMaskHead(RegionMaskHead):
         return losses.sum() / targets.sum().clamp(min=1)
 
 
-def _embedding(conv_dim: int) -> Conv2d:
+def _embedding(conv_dim: int, init: str) -> Conv2d:
     """A map of one channel to the width of the features."""
     conv = Conv2d(1, conv_dim, kernel_size=1)
-    weight_init.c2_xavier_fill(conv)
+    if init == "glorot":
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    else:
+        weight_init.c2_xavier_fill(conv)  # by the fan-in, which is 1
     return conv
 
 

@@ -33,7 +33,9 @@ _TAPS = 9  # of the 3x3 neighborhood, r = 3 in the paper
 _MAX_EPS = 1e-5  # of the division by the activation's maximum, as released
 
 
-def activating_loss(logits: Tensor, classes: Tensor, kind: str = "softmax_ce") -> Tensor:
+def activating_loss(
+    logits: Tensor, classes: Tensor, kind: str = "softmax_ce", objects: Tensor | None = None
+) -> Tensor:
     """Loss of the saliency classifier on box labels.
 
     Args:
@@ -41,8 +43,11 @@ def activating_loss(logits: Tensor, classes: Tensor, kind: str = "softmax_ce") -
         classes: int64 [S] in [0, K]; K = background.
         kind: "softmax_ce", the released code's cross-entropy of the spatially averaged logits, or
             "signed_mean", the paper's Eq. 3: the mean score of positive bags is raised, that of
-            negative bags lowered. A region is a positive bag of its own class and a negative one of
-            every other class; the sum is divided by S * K. It is unbounded below.
+            negative bags lowered. A region is a positive bag of its own class; background is a
+            negative bag of the class that it misses by too small an overlap (Eq. 2), and no bag at
+            all if it touches no object. The sum is divided by S. It is unbounded below.
+        objects: int64 [S] in [0, K], the class of the object that each region overlaps most; K =
+            none. For "signed_mean".
 
     Returns:
         float scalar; 0 without a region, which only a one-stage detector brings about.
@@ -52,44 +57,47 @@ def activating_loss(logits: Tensor, classes: Tensor, kind: str = "softmax_ce") -
         return scores.sum()
     if kind == "softmax_ce":
         return F.cross_entropy(scores, classes)
-    num_classes = scores.shape[1] - 1
-    positive = F.one_hot(classes, num_classes + 1)[:, :num_classes].bool()
-    scores = scores[:, :num_classes]
-    return torch.where(positive, -scores, scores).mean()
+    background = scores.shape[1] - 1
+    rows = torch.arange(len(scores), device=scores.device)
+    positive = classes < background
+    negative = ~positive & (objects < background)
+    bags = torch.where(positive, -scores[rows, classes], scores[rows, objects] * negative)
+    return bags.mean()
 
 
 class ShapeActivation(nn.Module):
     """Saliency to shape: encode, pass messages (Eq. 4), decode.
 
     Args:
-        in_channels: channels of the RoI features.
-        tower_dim, tower_convs: the propagating tower.
+        tower: the propagating tower, from RoI features to `tower_dim` channels.
+        tower_dim: see there.
         latent_dim: channels that carry messages.
         channel_agnostic: one set of weights for all latent channels.
         steps: propagation steps, 0 for the larger side of the region.
         weight_norm: see :func:`psis_d2.ops.message_passing`.
+        dilation: of encoder and decoder.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        tower: nn.Module,
         *,
         tower_dim: int,
-        tower_convs: int,
         latent_dim: int,
         channel_agnostic: bool = False,
         steps: int = 0,
         weight_norm: str = "sigmoid_sum",
+        dilation: int = 1,
     ):
         super().__init__()
         self.steps = steps
         self.weight_norm = weight_norm
-        self.tower = conv_tower(in_channels, tower_dim, tower_convs)
+        self.tower = tower
         weight_channels = 1 if channel_agnostic else latent_dim
         self.weights = Conv2d(tower_dim, weight_channels * _TAPS, kernel_size=1)
         weight_init.c2_xavier_fill(self.weights)
-        self.encoder = plain_convs([1, latent_dim, latent_dim, latent_dim])
-        self.decoder = plain_convs([latent_dim, latent_dim, latent_dim, 1])
+        self.encoder = plain_convs([1, latent_dim, latent_dim, latent_dim], dilation)
+        self.decoder = plain_convs([latent_dim, latent_dim, latent_dim, 1], dilation)
 
     def forward(self, features: Tensor, saliency: Tensor) -> Tensor:
         """Shape activation logits.
@@ -132,7 +140,10 @@ class ShapePropMaskHead(RegionMaskHead):
         num_outputs: 1 for class-agnostic masks (the paper's), else K.
         conv_dim, num_convs, norm: the mask trunk, as in the fully convolutional head.
         latent_dim, channel_agnostic, steps, weight_norm: see :class:`ShapeActivation`.
-        tower_dim, tower_convs: both towers.
+        tower_dim, tower_convs, tower_norm, tower_dilation: both towers; the dilation is that of
+            encoder and decoder, too.
+        share_tower: whether they are one.
+        predictor_init: see :class:`UpsamplePredictor`.
         activating_kind: see :func:`activating_loss`.
         fusion: "embed" or "concat".
         embed_dim, embed_convs: of fusion "embed".
@@ -165,6 +176,10 @@ class ShapePropMaskHead(RegionMaskHead):
         embed_convs: int,
         activating_weight: float,
         propagating_weight: float,
+        tower_norm: str = "",
+        tower_dilation: int = 1,
+        share_tower: bool = False,
+        predictor_init: str = "normal",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -172,17 +187,18 @@ class ShapePropMaskHead(RegionMaskHead):
         self.activating_kind = activating_kind
         self.activating_weight = activating_weight
         self.propagating_weight = propagating_weight
-        self.saliency_tower = conv_tower(channels, tower_dim, tower_convs)
+        towers = (channels, tower_dim, tower_convs, tower_norm, tower_dilation)
+        self.saliency_tower = conv_tower(*towers)
         self.saliency_classifier = Conv2d(tower_dim, num_classes + 1, kernel_size=1)
         weight_init.c2_xavier_fill(self.saliency_classifier)
         self.shape_activation = ShapeActivation(
-            channels,
+            self.saliency_tower if share_tower else conv_tower(*towers),
             tower_dim=tower_dim,
-            tower_convs=tower_convs,
             latent_dim=latent_dim,
             channel_agnostic=channel_agnostic,
             steps=steps,
             weight_norm=weight_norm,
+            dilation=tower_dilation,
         )
         if fusion == "embed":
             self.embedding: nn.Module = ActivationEmbedding(embed_dim, embed_convs)
@@ -192,7 +208,10 @@ class ShapePropMaskHead(RegionMaskHead):
             prior_dim = 1
         self.trunk = conv_tower(channels + prior_dim, conv_dim, num_convs, norm)
         self.predictor = UpsamplePredictor(
-            conv_dim if num_convs else channels + prior_dim, conv_dim, num_outputs
+            conv_dim if num_convs else channels + prior_dim,
+            conv_dim,
+            num_outputs,
+            init=predictor_init,
         )
 
     @classmethod
@@ -220,6 +239,10 @@ class ShapePropMaskHead(RegionMaskHead):
             "embed_convs": node.EMBED_CONVS,
             "activating_weight": node.ACTIVATING_WEIGHT,
             "propagating_weight": node.PROPAGATING_WEIGHT,
+            "tower_norm": "GN" if node.USE_GN else "",
+            "tower_dilation": node.DILATION,
+            "share_tower": node.SHARE_FEATURE,
+            "predictor_init": node.PREDICTOR_INIT,
         }
 
     def class_saliency(self, features: Tensor) -> Tensor:
@@ -248,11 +271,13 @@ class ShapePropMaskHead(RegionMaskHead):
         sampled_saliency = self.class_saliency(sampled.features)
         losses = {
             "loss_activating": self.activating_weight
-            * activating_loss(sampled_saliency, sampled.classes, self.activating_kind)
+            * activating_loss(
+                sampled_saliency, sampled.classes, self.activating_kind, sampled.objects
+            )
         }
         if len(context) == 0:
             losses["loss_propagating"] = zero_loss(self.shape_activation)
-            losses["loss_mask"] = zero_loss(self)
+            losses["loss_mask"] = zero_loss(self) + self.take_part(context)
             return losses
 
         if sampled.rows is None:

@@ -201,7 +201,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         """The weighted loss of the student on R >= 0 regions, connected to all its parameters."""
         loss = zero_loss(self.student)
         if len(context) == 0:
-            return loss
+            return loss + self.student.take_part(context)
         logits = self.student.predict(context)
         if self.channels == "all" and logits.shape[1] != self.num_classes:
             raise UserError(

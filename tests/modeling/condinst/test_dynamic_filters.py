@@ -119,6 +119,7 @@ def test_mask_branch_adds_upsampled_levels():
     shapes = [ShapeSpec(channels=3, stride=s) for s in (4, 8)]
     branch = MaskBranch(shapes, dim=6, num_convs=0, norm="", channels=6)
     branch.project.weight.data = torch.eye(6).view(6, 6, 1, 1)
+    branch.project.bias.data.zero_()
     fine, coarse = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 4)
     # Away from edges, 16 parts of a cell: 9 of the one it lies in, 3, 3 and 1 of its neighbors.
     cells = branch.refine[1](coarse)[0]

@@ -8,6 +8,7 @@ import psis_d2.modeling  # noqa: F401
 from psis_d2.errors import UserError
 from psis_d2.evaluation.given_box_models import GivenBoxModel, ShrunkBoxModel
 from psis_d2.modeling.condinst import mask_head
+from psis_d2.modeling.condinst.meta_arch import mask_middles
 from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
 from psis_d2.modeling.detectors.dense import ProposalSelection
 
@@ -304,3 +305,60 @@ def test_an_image_without_a_detection():
 def test_bad_options(options, words):
     with pytest.raises(UserError, match=words):
         tiny_model(*options, config="quick/boxinst_shapes.yaml")
+
+
+def test_middles_of_masks_by_hand():
+    target = partial_batch([[True, False, True]])[0]["instances"]
+    target.gt_boxes.tensor[:] = torch.tensor([[0.0, 0, 6, 4], [8, 8, 12, 20], [30, 30, 40, 40]])
+    masks = torch.zeros_like(target.gt_masks.tensor)
+    # An L of five pixels: its middles are at x 0.5 (three), 1.5, 2.5 and y 0.5, 1.5, 2.5 (three).
+    masks[0, :3, 0] = masks[0, 2, 1:3] = True
+    masks[1, 50:, 50:] = True  # must not be read
+    target.gt_masks.tensor[:] = masks
+    expected = [[(3 * 0.5 + 1.5 + 2.5) / 5, (0.5 + 1.5 + 3 * 2.5) / 5], [10, 14], [35, 35]]
+    torch.testing.assert_close(mask_middles(target), torch.tensor(expected))  # the last is empty
+    assert target.gt_boxes.tensor[0].tolist() == [0, 0, 6, 4]
+
+
+@pytest.mark.parametrize("config", ["condinst", "boxinst_mixed", "boxinst"])
+def test_locations_lie_around_masks_where_training_sees_them(config):
+    """Masks at the right end of wide boxes, of which every second may not be seen."""
+
+    def positives(center_of):
+        model = condinst_model(config, "CENTER_OF", center_of)
+        batch = partial_batch([[True, False]])
+        target = batch[0]["instances"]
+        target.gt_boxes.tensor[:] = torch.tensor([[0.0, 0, 64, 24], [0, 32, 64, 56]])
+        target.gt_masks.tensor[:] = False
+        target.gt_masks.tensor[0, :24, 48:] = target.gt_masks.tensor[1, 32:56, 48:] = True
+        matched = []
+        detector = model.proposal_generator
+        original = detector.match_locations
+        detector.match_locations = lambda anchors, targets: (
+            matched.append((detector.locations(anchors).centers, original(anchors, targets))),
+            matched[-1][1],
+        )[1]
+        training_losses(model, batch)
+        centers, rows = matched[0]
+        return [centers[rows[0] == k, 0].mean().item() for k in (0, 1)]
+
+    assert positives("box") == pytest.approx([32, 32])
+    # BoxInst reads no mask.
+    assert positives("mask") == pytest.approx([32 if config == "boxinst" else 56, 32], abs=1)
+
+
+def test_released_grids_are_those_of_the_whole_model():
+    model = condinst_model("condinst", "RELEASED_GRIDS", True)
+    batch = partial_batch([[True, True]])
+    recorded = []
+    losses = model.mask_head.losses
+    model.mask_head.losses = lambda *args: (recorded.append(args[3]), losses(*args))[1]
+    training_losses(model, batch)
+    masks = batch[0]["instances"].gt_masks.tensor
+    stride = model.mask_head.mask_stride
+    picked = masks[:, stride // 2 :: stride, stride // 2 :: stride].float()
+    assert torch.equal(recorded[0].truth, picked)
+    model.eval()
+    model.proposal_generator.test_selection = ProposalSelection(0.0, 20, 0.6, 5)
+    found = model.inference(batch, do_postprocess=False)[0]
+    assert found.pred_masks.released
