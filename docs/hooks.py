@@ -120,10 +120,11 @@ def relink(markdown: str, page: str) -> str:
 
 
 def key_reasons() -> dict[str, str]:
-    """The reason of every key of psis_d2: the comment above it in psis_d2/config.py."""
+    """The reason of every key of psis_d2: the comment above it where it is declared."""
     reasons: dict[str, str] = {}
     prefix, comment, last = "", [], ""
-    for line in (ROOT / "psis_d2" / "config.py").read_text(encoding="utf-8").splitlines():
+    files = [ROOT / "psis_d2" / name for name in ("config.py", "config_methods.py")]
+    for line in "\n\n".join(x.read_text(encoding="utf-8") for x in files).splitlines():
         if found := re.match(r' +node = Keys\(keys, "([\w.]+)"', line):
             prefix, comment, last = found[1], [], ""
         elif found := re.match(r" +node\.(\w+) = ", line):

@@ -99,7 +99,7 @@ def test_every_key_says_what_it_may_be():
     there = {*leaves(cfg.PSIS, "PSIS"), *leaves(cfg.TEST, "TEST"), "SOLVER.OPTIMIZER"}
     known = checked_keys()
     missing = sorted(key for key in there if key not in known or known[key].check is None)
-    assert missing == [], "declare in psis_d2/config.py: node.NAME = default, check"
+    assert missing == [], "declare in psis_d2/config*.py: node.NAME = default, check"
 
 
 def test_a_key_without_check_is_an_omission():
