@@ -55,6 +55,7 @@ EXTRAS = {
     "priors": ["scikit-learn>=1.3", "threadpoolctl>=3.1"],
     "hub": ["huggingface_hub>=0.24"],
     "safetensors": ["safetensors>=0.4"],
+    "export": ["onnx>=1.15", "onnxruntime>=1.17"],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 EXTRAS["dev"] = ["pytest>=8", "ruff", "clang-format", "ninja", "wheel"]
