@@ -1,4 +1,4 @@
-"""Random models whose outputs say something: scores that differ, masks that are neither 0 nor 1/2."""
+"""Random models whose outputs say something: scores that differ, masks that vary."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,13 @@ def random_predictor(folder: Path, config: str, *overrides) -> Predictor:
 
 @torch.no_grad()
 def spread(model: torch.nn.Module) -> None:
-    """Enlarge the last layers, which start near zero."""
+    """Enlarge the last layers, which start near zero, and tame a deep backbone.
+
+    Frozen batch norm of no data lets each of its blocks add as much as there was.
+    """
+    for name, value in model.backbone.state_dict().items():
+        if name.endswith("conv3.norm.weight"):
+            value.mul_(0.1)
     for name, parameter in model.named_parameters():
         if name.endswith(("cls_score.weight", "bbox_pred.weight", "controller.conv.weight")):
             parameter.mul_(10)

@@ -36,8 +36,8 @@ class ExportedModel:
         class_names: names of the classes, by number.
 
     Args:
-        source: the file's path, or its content.
-        device: of TorchScript files; they run where they were exported for.
+        source: the file's path, or its content. TorchScript runs on the device that it was exported
+            on, ONNX on the CPU.
 
     Raises:
         UserError: there is no such file, or it is not one of ``psis-d2 export``.
@@ -79,8 +79,8 @@ class ExportedModel:
             color_order: of the image, "BGR" or "RGB".
 
         Returns:
-            ``pred_boxes``, ``pred_classes``, ``scores`` and, if the model has masks, ``pred_masks``,
-            bool [N, H, W].
+            ``pred_boxes``, ``pred_classes``, ``scores`` and, if the model has masks,
+            ``pred_masks``, bool [N, H, W].
         """
         if color_order != self.metadata["input"]["color_order"]:
             image = image[:, :, ::-1]

@@ -68,8 +68,8 @@ SUPPORTED = (
 def support_of(cfg: CfgNode) -> Support | None:
     """The first row of :data:`SUPPORTED` that is of a config's kind; None if there is none.
 
-    A kind without a row, such as a mask head of one's own, may be exported all the same: each export
-    is compared with its model before the file is written.
+    A kind without a row, such as a mask head of one's own, may be exported all the same: each
+    export is compared with its model before the file is written.
     """
     model = cfg.MODEL
     masks = model.ROI_MASK_HEAD.NAME if model.MASK_ON else ""

@@ -1,7 +1,7 @@
 """A detector as a function from one image to a few tensors, and the conditions to trace it under.
 
-Detectron2's own adapter does the same for any model. Its package cannot be imported beside a PyTorch
-without Caffe2 in v0.6, so nothing of it is used here.
+Detectron2's own adapter does the same for any model. In v0.6 its package cannot be imported beside
+a PyTorch without Caffe2, so nothing of it is used here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TraceableModel(nn.Module):
         output_names: names of the tensors that :meth:`forward` gives; known after its first call.
         mask_grid: what the masks cover: "boxes", "mask_boxes" (an output of its own) or "image";
             "" for a model without masks. Known after the first call.
-        mask_stride: side of a mask's cell in pixels of the input if the grid is the image's, else 0.
+        mask_stride: side of a mask's cell in input pixels if the grid is the image's, else 0.
     """
 
     def __init__(self, model: nn.Module):
@@ -84,8 +84,8 @@ def tracing_conditions(model: nn.Module) -> Iterator[None]:
       integers, and the sample's number of objects would stand in the graph.
     * Our ops run on their PyTorch references, since nobody who loads the file has our kernels.
     * CondInst makes all masks at once; the number of its parts would be the sample's.
-    * There is always an object to draw: one more than detected, whose mask is dropped. A graph has no
-      way around the mask branch, and not all of its operators take nothing.
+    * There is always an object to draw: one more than detected, whose mask is dropped. A graph has
+      no way around the mask branch, and not all of its operators take nothing.
 
     Args:
         model: Detectron2's ``GeneralizedRCNN`` or :class:`~psis_d2.modeling.condinst.CondInst`.

@@ -143,7 +143,7 @@ def _metadata(predictor: Predictor, model: TraceableModel, file_format: str) -> 
             "color_order": cfg.INPUT.FORMAT,
             "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,
             "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
-            "resizing": "bilinear, to the shortest edge but at most to the longest, before the graph",
+            "resizing": "bilinear, to shortest_edge, at most to longest_edge, before the graph",
         },
         "outputs": {name: _OUTPUTS[name] for name in model.output_names},
         "mask_grid": model.mask_grid,
@@ -173,8 +173,8 @@ def _onnx(model: TraceableModel, sample: Tensor, metadata: dict) -> bytes:
     axes = {name: {0: "objects"} for name in names} | {"image": {1: "height", 2: "width"}}
     if model.mask_grid == "image":
         axes["masks"] |= {1: "mask_height", 2: "mask_width"}
-    # The exporter of TorchScript graphs: Detectron2 is written to be traced, and the newer one wants
-    # to know the number of objects. What PyTorch calls it has changed.
+    # The exporter of TorchScript graphs: Detectron2 is written to be traced, and the newer one
+    # wants to know the number of objects. What PyTorch calls it has changed.
     options = {}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         options["dynamo"] = False
@@ -223,7 +223,7 @@ def _compare(
     for name, gap in largest.items():
         if not gap <= tolerances[name]:
             raise UserError(
-                f"The exported graph does not give what the model gives: {name} differ by {gap:.2g}, "
+                f"The exported graph is not equal to the model: {name} differ by {gap:.2g}, "
                 f"more than {tolerances[name]:g}; export it on another image, or tell us."
             )
     return largest

@@ -116,7 +116,7 @@ def affinity_attention(
     that channel of the result is the foreground's sum, and autograd needs nothing else.
     """
     n, channels, height, width = theta.shape
-    # A tracer's sizes are tensors; what depends on these two has to be constant in an exported graph.
+    # A tracer's sizes are tensors; an exported graph needs these two as constants.
     channels, value_channels = int(channels), int(value.shape[1])
     # Autocast would lower the products.
     with torch.autocast(theta.device.type, enabled=False):
