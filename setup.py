@@ -57,6 +57,7 @@ EXTRAS = {
     "wandb": ["wandb"],
     "hub": ["huggingface_hub>=0.24"],
     "safetensors": ["safetensors>=0.4"],
+    "export": ["onnx>=1.15", "onnxruntime>=1.17"],
 }
 # W&B is a service that one joins, not a library that one lacks.
 EXTRAS["all"] = sorted({x for name in EXTRAS if name != "wandb" for x in EXTRAS[name]})

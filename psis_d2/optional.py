@@ -7,6 +7,8 @@ from psis_d2.errors import UserError
 
 _PACKAGES = {
     "cv2": "opencv-python-headless",
+    "onnx": "psis_d2[export]",
+    "onnxruntime": "psis_d2[export]",
     "sklearn": "scikit-learn",
     "threadpoolctl": "threadpoolctl",
 }

@@ -38,6 +38,7 @@ CLOSED_DOORS = {
     "modeling": ("evaluation", "engine"),
     "evaluation": ("modeling", "engine"),
     "engine": ("cli",),
+    "export": ("cli",),
     "model_zoo": ("evaluation", "cli"),
 }
 

@@ -1,6 +1,6 @@
 """Convert a released checkpoint of another code base into one of psis_d2.
 
-psis-d2 convert --from adelaidet --config-file configs/boxinst_R50.yaml released.pth converted.pth
+    psis-d2 convert --from adelaidet --config-file boxinst_R50 released.pth converted.pth
 
 The config is that of the model which was trained; with other classes or layers, say so in KEY VALUE
 pairs after the files. Nothing in the file is executed. docs/checkpoints.md says what is known of

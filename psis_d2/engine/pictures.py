@@ -9,7 +9,6 @@ from detectron2.data import Metadata
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 
@@ -83,5 +82,7 @@ class ValidationPictures(HookBase):
         found = found["instances"].to("cpu")
         found = found[found.scores >= self.min_score]
         rgb = convert_image_to_rgb(item["image"].permute(1, 2, 0), self.image_format)
+        from detectron2.utils.visualizer import Visualizer  # which needs OpenCV
+
         drawn = Visualizer(rgb, self.metadata).draw_instance_predictions(found)
         return np.ascontiguousarray(drawn.get_image().transpose(2, 0, 1))

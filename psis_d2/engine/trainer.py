@@ -4,6 +4,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from importlib.util import find_spec
 
 from psis_d2.config_rules import check_config
 from psis_d2.data.loader import build_test_loader, build_train_loader
@@ -194,7 +195,9 @@ def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:
         return hooks
     if cfg.TEST.EVAL_PERIOD > 0 and cfg.TEST.BEST_METRIC:
         hooks.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
-    if cfg.TEST.PICTURES > 0:
+    if cfg.TEST.PICTURES > 0 and find_spec("cv2") is None:
+        logger.warning("No pictures of validation images: run pip install opencv-python-headless.")
+    elif cfg.TEST.PICTURES > 0:
         name = cfg.DATASETS.TEST[0]
         hooks.append(
             ValidationPictures(

@@ -117,7 +117,8 @@ def affinity_attention(
     that channel of the result is the foreground's sum, and autograd needs nothing else.
     """
     n, channels, height, width = theta.shape
-    value_channels = value.shape[1]
+    # A tracer's sizes are tensors; an exported graph needs these two as constants.
+    channels, value_channels = int(channels), int(value.shape[1])
     # Autocast would lower the products.
     with torch.autocast(theta.device.type, enabled=False):
         factor = channels / (channels - 1) if unbiased else 1.0

@@ -87,4 +87,4 @@ def test_a_file_of_other_data_is_refused_before_anything_is_measured(data, tmp_p
         run(data, tmp_path / "out", tmp_path / "masks.json", "TEST.BOXES", "gt")
     words = f"{error.value} {capsys.readouterr().err}"
     assert "None of the 0 masks of TEST.MASKS" in words
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").rglob("*.json"))

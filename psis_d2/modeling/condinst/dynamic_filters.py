@@ -159,7 +159,10 @@ def dynamic_logits(
     height, width = features.shape[-2:]
     (weight, bias), *rest = layers
     out = weight.shape[1]
-    counts = torch.bincount(queries.images, minlength=len(features)).tolist()
+    if len(features) == 1:  # nothing to count: no look at the values, which a tracer would freeze
+        counts = [len(queries)]
+    else:
+        counts = torch.bincount(queries.images, minlength=len(features)).tolist()
     of_features = torch.cat(
         [
             (part.flatten(0, 1) @ image.flatten(1)).view(len(part), out, height, width)

@@ -110,7 +110,7 @@ class ShapeActivation(nn.Module):
             float [R, 1, P, P].
         """
         weights = self.weights(self.tower(features))
-        steps = self.steps or max(saliency.shape[-2:])
+        steps = self.steps or int(max(saliency.shape[-2:]))  # int: a tracer's sizes are tensors
         latent = message_passing(self.encoder(saliency), weights, steps, norm=self.weight_norm)
         return self.decoder(latent)
 
