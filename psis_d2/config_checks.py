@@ -6,6 +6,7 @@ of checks, and :func:`check_values`, which turns down a config with a wrong valu
 
 import ast
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +17,16 @@ from detectron2.config import CfgNode
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(ABC):
     """A kind of values. Subclasses say what it must be, and whether a value is."""
 
+    @abstractmethod
     def wants(self) -> str:
         """The end of the sentence "it must be ..."."""
-        raise NotImplementedError
 
+    @abstractmethod
     def accepts(self, value: Any) -> bool:
         """Whether a value is of this kind."""
-        raise NotImplementedError
 
     def fault(self, key: str, value: Any) -> str:
         """The sentence that turns down a value; "" for a good one."""

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import psis_d2
 from psis_d2.errors import UserError
 from psis_d2.inference.autolabel import (
     CROWD,
@@ -25,20 +24,9 @@ import pytest
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from saved_models import save_model
 from tiny_data import write_tiny_data
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def predictor(weights):
-    return psis_d2.Predictor(weights, device="cpu")
 
 
 @pytest.fixture

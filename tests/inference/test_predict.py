@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import psis_d2
 from psis_d2.cli import main
 from psis_d2.errors import UserError
 from psis_d2.inference import predict
@@ -15,18 +14,8 @@ import pytest
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from saved_models import CLASSES, save_model
+from saved_models import CLASSES
 from tiny_data import write_tiny_data
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def predictor(weights):
-    return psis_d2.Predictor(weights, device="cpu")
 
 
 @pytest.fixture

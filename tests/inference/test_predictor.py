@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from saved_models import CLASSES, save_model
+from saved_models import CLASSES
 
 BOXES = [[4, 6, 30, 40], [10, 3, 18, 9], [0, 0, 70, 50]]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def predictor(weights):
-    return psis_d2.Predictor(weights, device="cpu")
 
 
 @pytest.fixture
