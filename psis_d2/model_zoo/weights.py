@@ -6,13 +6,12 @@ content is the same in both: {"model": {name: tensor}, "psis_d2": {...}}.
 
 import importlib
 import json
-import os
 import pickle
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
 from psis_d2.model_zoo.download import cache_folder
 
 if TYPE_CHECKING:
@@ -70,23 +69,19 @@ def write_weights(path: str | Path, content: dict) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} ends in neither {' nor '.join(SUFFIXES)}; rename it.")
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    entry = content.get(KEY, {})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            from_tensors = _safetensors("safetensors.torch").save_file
-            metadata = {"format": "pt", KEY: json.dumps(content.get(KEY, {}))}
-            from_tensors(_separate(content["model"]), str(part), metadata=metadata)
-        else:
-            with open(part, "wb") as file:  # by its name, the content would depend on it
+        with written_at_once(str(path), binary=True) as file:
+            if path.suffix == ".safetensors":
+                metadata = {"format": "pt", KEY: json.dumps(entry)}
+                serialize = _safetensors("safetensors.torch").save
+                file.write(serialize(_separate(content["model"]), metadata=metadata))
+            else:  # to a file, not a name, on which the content would depend
                 torch.save(content, file)
-        os.replace(part, path)
     except OSError as error:
         raise UserError(
             f"Cannot write {path} ({error.strerror or error}); choose another folder."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def as_pth(path: Path) -> Path:

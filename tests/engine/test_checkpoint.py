@@ -59,7 +59,7 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 def test_other_names_are_refused_with_the_differing_ones(tmp_path):
     _, path = saved(tmp_path)
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match=r"its classes differ from the data set's \(b / c\)"):
+    with pytest.raises(UserError, match=r"its classes differ from the data set's \('b' / 'c'\)"):
         Checkpointer(model, class_names=("a", "c")).load(path)
     Checkpointer(model, class_names=("a", "c"), skip_mismatched=True).load(path)
 
@@ -190,7 +190,7 @@ def test_resuming_under_another_split_is_refused(tmp_path):
     words = "another split: trained on masks of a; seen here: b; set PSIS.SEEN_CLASSES as it was"
     with pytest.raises(UserError, match=words):
         resumed(tmp_path, seen=[1])
-    with pytest.raises(UserError, match=r"classes differ from the data set's \(b / c\)"):
+    with pytest.raises(UserError, match=r"classes differ from the data set's \('b' / 'c'\)"):
         resumed(tmp_path, names=("a", "c"), seen=[0])
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
+from psis_d2.data.category_names import differing_names
 from psis_d2.engine.checkpoint.entry import KEY, check_entry, make_entry, seal, seen_names
 from psis_d2.engine.checkpoint.reading import DamagedCheckpoint, local_file, read_file
 from psis_d2.engine.checkpoint.weights import read_checkpoint
@@ -329,8 +330,7 @@ class Checkpointer(DetectionCheckpointer):
         if len(theirs) != len(ours):
             difference = f"it has {len(theirs)} classes, the data set {len(ours)}"
         else:
-            pairs = [f"{a} / {b}" for a, b in zip(theirs, ours, strict=True) if a != b]
-            difference = f"its classes differ from the data set's ({', '.join(pairs[:5])})"
+            difference = f"its classes differ from the data set's ({differing_names(theirs, ours)})"
         raise UserError(
             f"The checkpoint {self._path} is for other categories: {difference}; give the "
             "checkpoint that belongs to this data set, or set PSIS.SKIP_MISMATCHED_WEIGHTS True "
