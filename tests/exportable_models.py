@@ -84,6 +84,14 @@ def leave_one_empty(model: torch.nn.Module, images: list[Tensor]) -> list[Tensor
     """
     set_threshold(model, 0.0)
     tops = [outputs(model, image)["scores"].max().item() for image in images]
-    set_threshold(model, min(tops) + 1e-3)  # no rounding brings the least of them above it
+    low, high = min(tops), 1.0
+    threshold = low + 1e-3  # no rounding brings the least of them above it
+    for _ in range(20):  # FCOS compares class probabilities, which may be above all scores
+        set_threshold(model, threshold)
+        counts = [len(outputs(model, image)["scores"]) for image in images]
+        if min(counts) == 0 < max(counts):
+            break
+        low, high = (threshold, high) if min(counts) else (low, threshold)
+        threshold = (low + high) / 2
     first = tops.index(max(tops))
     return [images[first], *images[:first], *images[first + 1 :]]
