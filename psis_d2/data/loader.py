@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import random
 from collections.abc import Callable, Iterator
 
@@ -208,8 +209,13 @@ def _naming_lost_workers(batches: Iterator[list]) -> Iterator[list]:
     """
     try:
         yield from batches
-    except (OSError, EOFError) as error:
-        gone = [worker.pid for worker in getattr(batches, "_workers", ()) if not worker.is_alive()]
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        if "DataLoader worker" in str(error):  # PyTorch has named it
+            raise
+        workers = getattr(batches, "_workers", ())
+        for worker in workers:  # a killed process may take a moment to be seen as gone
+            worker.join(timeout=0.5)
+        gone = [worker.pid for worker in workers if not worker.is_alive()]
         if not gone:
             raise
         pids = ", ".join(map(str, gone))

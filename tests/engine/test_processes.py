@@ -94,7 +94,7 @@ def test_a_killed_worker_is_named(data, tmp_path):
         run.wait_for(trains(tmp_path / "out"))
         (worker,) = [pid for pid in run.family() if "resource_tracker" not in command(pid)]
         os.kill(worker, signal.SIGKILL)
-        assert run.status() == 2
+        assert run.status() == 2, run.text()[-3000:]
         (sentence,) = run.errors()
         # PyTorch may see that it is gone before it hears why
         ends = ("was killed by a signal (Killed)", "has ended unexpectedly")
