@@ -26,6 +26,7 @@ from pycocotools import mask as mask_util
 LIGHT = "light/shapes"
 FROM_SCRATCH = "quick/shapeprop_gt_shapes"
 VAL = "partial_shapes_val"
+ITERATIONS = 350
 NEXT = """psis-d2 train --config-file shapeprop_R50 \\
     --train-json TRAIN.json --train-images FOLDER --val-json VAL.json --val-images FOLDER"""
 
@@ -73,7 +74,9 @@ def preview(cfg, model: torch.nn.Module, images: int) -> list[dict]:
     return samples
 
 
-def demo(iterations: int = 350, output: str | os.PathLike = "output/demo", images: int = 8) -> None:
+def demo(
+    iterations: int = ITERATIONS, output: str | os.PathLike = "output/demo", images: int = 8
+) -> None:
     """Train a light model on PartialShapes, print its results and draw a picture of its masks.
 
     Args:

@@ -71,7 +71,7 @@ class Predictor:
     def class_agnostic(self) -> bool:
         """Whether the masks of given boxes do not depend on their classes."""
         head = getattr(getattr(self.model, "roi_heads", None), "mask_head", None)
-        return len(self.class_names) == 1 or not getattr(head, "reads_classes", True)
+        return not getattr(head, "reads_classes", True)  # CondInst has no such head
 
     def __call__(
         self, image: np.ndarray, boxes=None, classes=None, *, color_order: str = "BGR"

@@ -155,11 +155,7 @@ def write_boxes(cfg, path: str) -> str:
 def label_round(folder: str, images: str, boxes: str, device: str | None) -> None:
     """One process that draws the masks of a round, see :func:`autolabel`."""
     with exit_on_user_error():
-        predictor = Predictor(
-            os.path.join(folder, "model_final.pth"),
-            config=os.path.join(folder, "config.yaml"),
-            device=device,
-        )
+        predictor = Predictor(os.path.join(folder, "model_final.pth"), device=device)
         report = autolabel(predictor, images, os.path.join(folder, "masks.json"), boxes=boxes)
         if report:
             print("\n".join([f"{folder}:", *report.lines()]))

@@ -90,7 +90,9 @@ def test_all_draws_existing_masks_anew(predictor, data, tmp_path):
     assert {a["source"] for a in after["annotations"]} == {"psis_d2"}
 
 
-def test_every_box_without_a_mask_has_a_reason(predictor, tmp_path):
+def test_every_box_without_a_mask_has_a_reason(tmp_path):
+    of_classes = save_model(tmp_path, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)
+    predictor = psis_d2.Predictor(of_classes, device="cpu")
     data = write_tiny_data(tmp_path / "six", images=6)
 
     def spoil(content):
@@ -113,6 +115,19 @@ def test_every_box_without_a_mask_has_a_reason(predictor, tmp_path):
     saved = json.loads((tmp_path / "out.report.json").read_text())
     assert saved["labeled"] == report.labeled
     assert "005.png" in saved["unreadable"][0]
+
+
+def test_a_class_agnostic_model_labels_categories_that_it_does_not_know(predictor, data, tmp_path):
+    def rename(content):
+        for category in content["categories"]:
+            category["name"] = f"other {category['name']}"
+
+    before = edit(data, rename)
+    assert predictor.class_agnostic
+    after, report = label(predictor, data, tmp_path)
+    assert UNKNOWN not in report.left
+    assert all("segmentation" in a for a in after["annotations"])
+    assert report.labeled == sum("segmentation" not in a for a in before["annotations"]) > 0
 
 
 def test_masks_below_the_minimal_score_are_left_out(predictor, data, tmp_path):

@@ -329,6 +329,23 @@ def test_masks_of_given_boxes(config, folder):
         assert_masks_of_boxes(model, flags)
 
 
+@each_region_head
+def test_masks_depend_on_classes_only_where_the_head_says_so(name, folder):
+    model = contract_model(REGION_HEADS[name], folder).eval()
+    batch = partial_batch([[True, True, True]])
+    found = []
+    for shift in (0, 1):
+        given = annotated_boxes(batch)
+        for instances in given:
+            instances.pred_classes = (instances.pred_classes + shift) % model.roi_heads.num_classes
+        with torch.no_grad():
+            (drawn,) = model.inference(batch, given, do_postprocess=False)
+        masks = drawn.pred_masks
+        found.append(masks.tensor if isinstance(masks, ROIMasks) else masks)
+    if not model.roi_heads.mask_head.reads_classes:
+        assert torch.equal(*found)
+
+
 # ------------------------------------------------------------------------------ any head teaches
 
 

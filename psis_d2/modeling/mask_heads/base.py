@@ -93,6 +93,9 @@ class RegionMaskHead(nn.Module, ABC):
     foreground, for a head that has a use for features without a mask."""
     needs: Needs = Needs()
     """What the head asks the ROI heads for; of the class, or of one that knows it when built."""
+    reads_classes: bool = True
+    """Whether the masks of given boxes depend on their classes; a head that does not ask for them
+    draws objects of categories that it was not built for, too."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
     can_fuse_mlp: ClassVar[bool] = False

@@ -218,6 +218,7 @@ class CPMaskHead(RegionMaskHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.reads_classes = num_outputs > 1
         channels = input_shape.channels
         self.boundary_width = boundary_width
         self.boundary_weight = boundary_weight

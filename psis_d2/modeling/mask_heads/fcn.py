@@ -54,6 +54,7 @@ class FCNMaskHead(RegionMaskHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.reads_classes = num_outputs > 1
         self.trunk = conv_tower(input_shape.channels, conv_dim, num_convs, norm)
         if upsamplings < 1:
             raise UserError(f"PSIS.FCN_UPSAMPLINGS is {upsamplings}; it must be at least 1.")

@@ -113,6 +113,8 @@ class HourglassMaskHead(RegionMaskHead):
         **kwargs: see :class:`RegionMaskHead`.
     """
 
+    reads_classes = False
+
     @configurable
     def __init__(
         self,
