@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psis_d2
 from psis_d2.errors import UserError
 from psis_d2.inference.autolabel import (
     CROWD,
@@ -24,6 +25,7 @@ import pytest
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from saved_models import save_model
 from tiny_data import write_tiny_data
 
 ROOT = Path(__file__).parents[2]
