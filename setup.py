@@ -254,7 +254,10 @@ def main() -> None:
         license="Apache-2.0",
         python_requires=">=3.10",
         packages=find_packages(include=["psis_d2", "psis_d2.*"]),
-        package_data={"psis_d2.model_zoo": ["zoo.json", "weights/*"]},
+        package_data={
+            "psis_d2.data": ["split_lists/*.txt"],
+            "psis_d2.model_zoo": ["zoo.json", "weights/*"],
+        },
         install_requires=REQUIRES,
         extras_require=EXTRAS,
         entry_points={"console_scripts": ["psis-d2 = psis_d2.cli:main"]},

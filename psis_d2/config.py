@@ -78,7 +78,9 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     # ---- supervision: which instances may show their mask to training --------------------------
     # The split: voc | nonvoc | shapes | shapes-swapped | all | auto | random-K-SEED | a text file
     # with one class name a line. "auto": the categories that have a mask in the training json;
-    # "mapped": the classes that PSIS.CATEGORY_MAP leads to.
+    # "mapped": the classes that PSIS.CATEGORY_MAP leads to; "maskx-20-1": 20 to 60 categories,
+    # trial 1 to 5 of Hu et al., Fig. 3; "voc+20-0": voc and 20 others, drawn by seed 0;
+    # "not:SPLIT": all others.
     node.SEEN_CLASSES = "voc", text()
     # Categories whose objects training may see at all, spelled alike; the others lose their boxes,
     # too: the base categories of few-shot training.
@@ -187,6 +189,9 @@ def _add_solver_and_test_config(keys: dict[str, Key]) -> None:
     # Measure masks again on overlapped objects alone, whose boxes another object's mask fills to at
     # least this share; 0.0 = do not (Zhao et al., Tab. 2: 0.3).
     node.OVERLAP = 0.0, number(0.0, 1.0)
+    # Further groups of categories in every table, [name, spelled as PSIS.SEEN_CLASSES] of each: a
+    # fixed set while the seen one grows (CPMask, Fig. 6).
+    node.GROUPS = [], Rows((text(), text()), '[["novel", "not:random-60-0"]]')
 
 
 def _add_data_config(keys: dict[str, Key]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from psis_d2.data.catalog import prepare_dataset
-from psis_d2.data.classes import check_classes, get_model_dicts
+from psis_d2.data.classes import category_groups, check_classes, get_model_dicts
 from psis_d2.data.foreign_masks import (
     match_masks,
     names_file,
@@ -58,6 +58,7 @@ def check_data(cfg, training: bool = True) -> None:
         check_masks(cfg, dicts)
         parts[", ".join(cfg.DATASETS.TRAIN)] = dicts
     check_classes(cfg)
+    category_groups(cfg)
     if cfg.DATALOADER.CHECK_FILES:
         for name, dicts in parts.items():
             check_files([record["file_name"] for record in dicts], name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from psis_d2.data.catalog import get_class_names, get_dataset_dicts
 from psis_d2.data.category_names import differing_names, match_names
 from psis_d2.data.joint import joint_class_ids, move_to_joint_classes, read_category_map
+from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.errors import UserError
 
 from detectron2.data import MetadataCatalog
@@ -30,6 +33,27 @@ def get_model_class_names(cfg) -> list[str]:
             if cfg.PSIS.CATEGORY_MAP:  # the others have other classes
                 break
     raise failure
+
+
+def category_groups(cfg) -> dict[str, list[int]]:
+    """The groups of categories of ``TEST.GROUPS``, {name: contiguous ids of the model's classes}.
+
+    Raises:
+        UserError: a name is not a plain word of its own, or a split does not fit the data.
+    """
+    groups = {}
+    for name, split in cfg.TEST.GROUPS:
+        # A task is called segm_NAME, and a table puts "segm" and the name in columns of their own.
+        if not re.fullmatch(r"[A-Za-z0-9-]+", name) or name in ("seen", "unseen", "all", *groups):
+            raise UserError(
+                f"TEST.GROUPS names a group '{name}'; take letters, digits and '-', and a name "
+                "other than seen, unseen, all and those of the other groups."
+            )
+        ids = resolve_seen_classes(split, get_model_class_names(cfg), key=f"TEST.GROUPS {name}")
+        if not ids:
+            raise UserError(f"TEST.GROUPS {name} '{split}' has no category; name another split.")
+        groups[name] = ids
+    return groups
 
 
 def get_model_class_ids(cfg, name: str) -> list[int | None] | None:

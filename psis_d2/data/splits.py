@@ -55,8 +55,17 @@ NAMED_SPLITS = {
 }
 """Names of the seen categories of each split that ``PSIS.SEEN_CLASSES`` knows by name."""
 
+SPLIT_LISTS = os.path.join(os.path.dirname(__file__), "split_lists")
+"""Folder of published splits, ``NAME.txt`` each: a text file of names, as users write them."""
+
 _RANDOM = re.compile(r"random-(\d+)-(\d+)")
-_SPELLINGS = (*NAMED_SPLITS, "all", "auto", "mapped", "random-K-SEED")
+_GROWING = re.compile(rf"({'|'.join(NAMED_SPLITS)})\+(\d+)-(\d+)")
+_LISTED = re.compile(r"maskx-\d+-\d+")
+_OTHERS = "not:"
+_SPELLINGS = (
+    *NAMED_SPLITS,
+    *("all", "auto", "mapped", "random-K-SEED", "maskx-K-TRIAL", "voc+K-SEED", "not:SPLIT"),
+)
 
 
 def resolve_seen_classes(
@@ -70,10 +79,18 @@ def resolve_seen_classes(
     """Turn a value of ``PSIS.SEEN_CLASSES`` into category ids.
 
     Args:
-        spec: ``voc``, ``nonvoc``, ``shapes``, ``shapes-swapped``, ``all``, ``auto``,
-            ``random-K-SEED`` (K categories, the same ones for a seed on every machine; a smaller K
-            with the same seed is a subset), or the path of a text file with one category name a
-            line, where blank lines and lines that start with ``#`` are skipped.
+        spec: one of
+
+            * ``voc``, ``nonvoc``, ``shapes``, ``shapes-swapped``, ``all``, ``auto``;
+            * ``random-K-SEED``: K categories, the same ones for a seed on every machine; a smaller
+              K with the same seed is a subset;
+            * ``maskx-K-TRIAL``: of the random splits of Hu et al. (CVPR 2018, Fig. 3), that with
+              20, 30, 40, 50 or 60 of COCO's categories in trial 1 to 5;
+            * ``voc+K-SEED``, or another of the named ones: these and K of the others, drawn as for
+              ``random-K-SEED`` (Zhao et al., Fig. 8);
+            * ``not:SPLIT``: all but those of another spelling;
+            * the path of a text file with one category name a line, where blank lines and lines
+              that start with ``#`` are skipped.
         class_names: all category names of the data set; the position is the contiguous id.
         masked_classes: contiguous ids of the categories that have at least one usable mask. Only
             ``auto`` reads it.
@@ -100,26 +117,51 @@ def resolve_seen_classes(
     if spec in NAMED_SPLITS:
         origin = f"{key} '{spec}'"
         return _ids_of(NAMED_SPLITS[spec], class_names, origin, dataset_name)
-    match = _RANDOM.fullmatch(spec)
-    if match:
-        return _random_ids(int(match[1]), int(match[2]), class_names, dataset_name, key)
+    if spec.startswith(_OTHERS):
+        left_out = resolve_seen_classes(
+            spec.removeprefix(_OTHERS),
+            class_names,
+            masked_classes=masked_classes,
+            dataset_name=dataset_name,
+            key=key,
+        )
+        return sorted(set(range(len(class_names))) - set(left_out))
+    if match := _RANDOM.fullmatch(spec):
+        return _random_ids(match, range(len(class_names)), class_names, dataset_name, key)
+    if match := _GROWING.fullmatch(spec):
+        first = resolve_seen_classes(match[1], class_names, dataset_name=dataset_name, key=key)
+        others = [i for i in range(len(class_names)) if i not in first]
+        return sorted(first + _random_ids(match, others, class_names, dataset_name, key))
+    if _LISTED.fullmatch(spec) and not os.path.isfile(spec):
+        path = os.path.join(SPLIT_LISTS, f"{spec}.txt")
+        if not os.path.isfile(path):
+            raise UserError(
+                f"{key} '{spec}' is none of the 25 splits maskx-K-TRIAL; K is 20, 30, 40, 50 or "
+                "60, and TRIAL is 1 to 5."
+            )
+        return _ids_of(_read_names(path, key), class_names, f"{key} '{spec}'", dataset_name)
     return _ids_of(_read_names(spec, key), class_names, f"the class list {spec}", dataset_name)
 
 
 def _random_ids(
-    count: int, seed: int, class_names: Sequence[str], dataset_name: str, key: str
+    match: re.Match,
+    candidates: Sequence[int],
+    class_names: Sequence[str],
+    dataset_name: str,
+    key: str,
 ) -> list[int]:
-    if not 1 <= count <= len(class_names):
+    """Sorted ids of some of the candidates; the spelling's last two groups are K and the seed."""
+    count, seed = map(int, match.groups()[-2:])
+    if not 1 <= count <= len(candidates):
+        others = " others" if len(candidates) < len(class_names) else ""
         raise UserError(
-            f"{key} 'random-{count}-{seed}' asks for {count} categories, but "
-            f"{_describe(dataset_name)} has {len(class_names)}; choose from 1 to "
-            f"{len(class_names)}."
+            f"{key} '{match[0]}' asks for {count} categories, but {_describe(dataset_name)} has "
+            f"{len(candidates)}{others}; choose from 1 to {len(candidates)}."
         )
     # Ranking by a hash of the name instead of a pseudo random permutation: it depends neither on
     # the version of a library nor on the order of the categories in the json.
     ranked = sorted(
-        range(len(class_names)),
-        key=lambda i: hashlib.sha256(f"{seed}:{class_names[i]}".encode()).digest(),
+        candidates, key=lambda i: hashlib.sha256(f"{seed}:{class_names[i]}".encode()).digest()
     )
     return sorted(ranked[:count])
 

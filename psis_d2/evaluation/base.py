@@ -6,6 +6,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from psis_d2.errors import UserError
 from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
@@ -33,6 +34,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
         class_ids: the model's class of every category of the data set (None for one that it has
             not), where these are not the same; predictions of other classes do not count.
         overlap: measure masks again on the objects of at least this overlap, 0 for not.
+        groups: {name: contiguous category ids}, measured beside seen, unseen and all.
         crowds: see :func:`~psis_d2.data.records.usable_records`.
     """
 
@@ -49,6 +51,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
         max_dets: int = 100,
         class_ids: Sequence[int | None] | None = None,
         overlap: float = 0.0,
+        groups: Mapping[str, Collection[int]] = MappingProxyType({}),
         crowds: str = "ignore",
     ):
         self.dataset_name = dataset_name
@@ -62,6 +65,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
                 f"TEST.OVERLAP is {overlap}; give a share of the box, up to 1, or 0 for no table."
             )
         self.overlap = overlap
+        self.further_groups = {name: sorted(ids) for name, ids in groups.items()}
         # Category by class.
         self.own_ids = None if class_ids is None else _invert(class_ids, dataset_name)
         self.reset()
@@ -130,8 +134,8 @@ class PredictionCollector(DatasetEvaluator, ABC):
         """The results of predictions whose classes are categories. On the main process only."""
 
     def groups(self, truth: GroundTruth) -> dict[str, list[int]]:
-        """:func:`class_groups` of the categories that the model has."""
-        groups = class_groups(self.seen_ids, len(truth.class_names))
+        """:func:`class_groups` and further ones, of the categories that the model has."""
+        groups = class_groups(self.seen_ids, len(truth.class_names)) | self.further_groups
         if self.own_ids is None:
             return groups
         known = set(self.own_ids.values())

@@ -4,10 +4,10 @@ import itertools
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from psis_d2.data import build_test_loader, seen_ids_for
-from psis_d2.data.classes import get_model_class_ids
+from psis_d2.data.classes import category_groups, get_model_class_ids
 from psis_d2.data.foreign_masks import names_file
 from psis_d2.evaluation.base import PredictionCollector, write_json
 from psis_d2.evaluation.coco import PartialCOCOEvaluator
@@ -41,16 +41,22 @@ def build_evaluator(
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", short_name(dataset_name))
     kind = GivenBoxEvaluator if boxes == "gt" else PartialCOCOEvaluator
-    seen_ids, class_ids = seen_ids_for(cfg), get_model_class_ids(cfg, dataset_name)
-    if class_ids is not None:
-        seen_ids = [own for own, class_id in enumerate(class_ids) if class_id in seen_ids]
+    class_ids = get_model_class_ids(cfg, dataset_name)
+
+    def own_ids(chosen: Collection[int]) -> list[int]:
+        """Categories of the data set that are some of the model's classes."""
+        if class_ids is None:
+            return sorted(chosen)
+        return [own for own, class_id in enumerate(class_ids) if class_id in chosen]
+
     return kind(
         dataset_name=dataset_name,
-        seen_ids=seen_ids,
+        seen_ids=own_ids(seen_ids_for(cfg)),
         output_dir=os.path.join(folder, "shrunk_boxes") if shrunk else folder,
         max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
         class_ids=class_ids,
         overlap=cfg.TEST.OVERLAP,
+        groups={name: own_ids(ids) for name, ids in category_groups(cfg).items()},
         crowds=cfg.PSIS.CROWDS,
     )
 

@@ -1,22 +1,28 @@
 import hashlib
+from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
 from psis_d2.data.splits import (
     NONVOC_NAMES,
     SHAPES_SEEN_NAMES,
     SHAPES_UNSEEN_NAMES,
+    SPLIT_LISTS,
     VOC_NAMES,
     resolve_seen_classes,
 )
 from psis_d2.errors import UserError
 
+import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
+
+from tool_scripts import load_tool
 
 COCO = MetadataCatalog.get("coco_2017_train").thing_classes
 SHAPES = SHAPES_SEEN_NAMES + SHAPES_UNSEEN_NAMES
 VOC_IDS = [0, 1, 2, 3, 4, 5, 6, 8, 14, 15, 16, 17, 18, 19, 39, 56, 57, 58, 60, 62]
 ABCD = ["a", "b", "c", "d"]
+DIGESTS = ["744586f82ee1", "eb63d8c2f173", "9ea04184fa58", "6ca978ff61e2"]
 
 
 def names_of(spec, class_names, **options):
@@ -139,3 +145,61 @@ def test_unknown_spelling(spec, message):
 def test_named_split_on_a_data_set_it_does_not_fit(spec):
     with pytest.raises(UserError, match=f"PSIS.SEEN_CLASSES '{spec}' names .* data set 'pets'"):
         resolve_seen_classes(spec, ABCD, dataset_name="pets")
+
+
+def test_released_random_splits_are_those_that_the_released_code_draws():
+    """Twice by the letter: NumPy's legacy generator, whose stream is frozen, and pure Python."""
+    generator, tool = np.random.RandomState(3), load_tool("write_split_lists")
+    drawn = tool.all_splits()
+    for trial in range(1, 6):
+        for size in (20, 30, 40, 50, 60):
+            name = f"maskx-{size}-{trial}"
+            ids = resolve_seen_classes(name, COCO)
+            assert ids == sorted(generator.choice(80, size, replace=False).tolist())
+            assert ids == drawn[name]
+    assert len(drawn) == len(list(Path(SPLIT_LISTS).glob("*.txt"))) == 25
+
+
+def test_released_random_splits_never_change():
+    text = [" ".join(names_of(f"maskx-{k}-{t}", COCO)) for k in (20, 60) for t in (1, 5)]
+    assert [hashlib.sha256(x.encode()).hexdigest()[:12] for x in text] == DIGESTS
+
+
+def test_the_mersenne_twister_is_the_published_one():
+    """The first outputs for seed 5489, the default of the C++ standard's mt19937."""
+    generator = load_tool("write_split_lists").mersenne_twister(5489)
+    assert [generator.getrandbits(32) for _ in range(3)] == [3499211612, 581869302, 3890346734]
+
+
+def test_the_files_are_what_the_tool_writes(tmp_path, monkeypatch):
+    tool = load_tool("write_split_lists")
+    monkeypatch.setattr(tool, "SPLIT_LISTS", str(tmp_path))
+    tool.main()
+    for path in Path(SPLIT_LISTS).glob("*.txt"):
+        assert path.read_text() == (tmp_path / path.name).read_text()
+
+
+@pytest.mark.parametrize("name", ["maskx-25-1", "maskx-20-6"])
+def test_a_released_split_that_there_is_not(name):
+    with pytest.raises(UserError, match=f"'{name}' is none of the 25 splits"):
+        resolve_seen_classes(name, COCO)
+
+
+def test_a_growing_split_is_the_named_one_and_more():
+    voc, small, large = (
+        set(resolve_seen_classes(x, COCO)) for x in ("voc", "voc+10-0", "voc+30-0")
+    )
+    assert voc < small < large and len(small) == 30 and len(large) == 50
+    with pytest.raises(UserError, match="asks for 61 categories, but the data set has 60 others"):
+        resolve_seen_classes("voc+61-0", COCO)
+
+
+def test_the_others():
+    assert resolve_seen_classes("not:voc", COCO) == resolve_seen_classes("nonvoc", COCO)
+    assert resolve_seen_classes("not:not:voc", COCO) == VOC_IDS
+    assert resolve_seen_classes("not:auto", ABCD, masked_classes=[1]) == [0, 2, 3]
+    # A fixed set of novel categories beside nested seen ones.
+    novel = set(resolve_seen_classes("not:random-60-0", COCO))
+    assert len(novel) == 20
+    for count in (20, 40, 60):
+        assert not novel & set(resolve_seen_classes(f"random-{count}-0", COCO))

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import psis_d2.data.coco
 from psis_d2.config import add_psis_config
+from psis_d2.data.catalog import get_class_names
+from psis_d2.data.checks import check_data
 from psis_d2.data.coco import register_coco_json
+from psis_d2.errors import UserError
 from psis_d2.evaluation import build_evaluator, evaluate
 from psis_d2.evaluation.base import PredictionCollector
 from psis_d2.evaluation.ground_truth import copy_dicts, read_dicts
@@ -187,3 +190,41 @@ def test_images_without_annotations_get_predictions_and_one_log_line(data, tmp_p
     assert not list(tmp_path.rglob("metrics_*"))
     assert evaluate(config(tmp_path / "given", "image_list", BOXES="gt"), BoxFiller()) == {}
     assert "no boxes to give" in caplog.text and not list((tmp_path / "given").rglob("*.json"))
+
+
+def test_further_groups_of_categories(data, tmp_path):
+    """Beside seen, unseen and all, whatever the split is; in detected and in given boxes."""
+    register_coco_json("grouped", data["json"], data["images"])
+    names = get_class_names("grouped")
+    novel = tmp_path / "novel.txt"
+    novel.write_text(f"{names[0]}\n")
+    groups = [["novel", str(novel)], ["others", f"not:{novel}"]]
+    cfg = config(tmp_path / "out", "grouped", BOXES="both", GROUPS=groups)
+    results = evaluate(cfg, BoxFiller())
+    for kind in ("segm", "gtbox"):
+        tasks = {task for task in results if task.startswith(kind)}
+        assert tasks == {f"{kind}_{x}" for x in ("seen", "all", "novel", "others")}
+    alone = config(tmp_path / "alone", "grouped", BOXES="both")
+    alone.PSIS.SEEN_CLASSES = str(novel)
+    split = evaluate(alone, BoxFiller())
+    for task in ("bbox", "segm", "gtbox"):
+        for group, same in (("novel", "seen"), ("others", "unseen"), ("all", "all")):
+            assert results[f"{task}_{group}"] == pytest.approx(split[f"{task}_{same}"], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "groups, sentence",
+    [
+        ([["seen", "all"]], "names a group 'seen'; take letters"),
+        ([["a_b", "all"]], "names a group 'a_b'; take letters"),
+        ([["a", "all"], ["a", "all"]], "names a group 'a'; take letters"),
+        ([["none", "not:all"]], "TEST.GROUPS none 'not:all' has no category"),
+        ([["novel", "vox"]], r"TEST.GROUPS novel 'vox' is neither one of .*did you mean 'voc'"),
+    ],
+)
+def test_groups_that_cannot_be(data, tmp_path, groups, sentence):
+    register_coco_json("not_grouped", data["json"], data["images"])
+    cfg = config(tmp_path, "not_grouped", GROUPS=groups)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    with pytest.raises(UserError, match=sentence):
+        check_data(cfg, training=False)
