@@ -11,7 +11,7 @@ DEVICE ?= cpu
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu bench bench-shapes check-cuda gpu-session docs lint format doctor env build clean distclean
+.PHONY: help demo test test-slow test-gpu faults bench bench-shapes check-cuda gpu-session docs lint format doctor env build clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -20,13 +20,16 @@ demo: build ## synthetic data, a light model trained for minutes on CPU or GPU, 
 	@$(VENV_PYTHON) -m psis_d2 demo $(ARGS)
 
 test: build ## the CPU test suite
-	@$(VENV_PYTHON) -m pytest -m "not gpu and not slow" $(ARGS)
+	@$(VENV_PYTHON) -m pytest -m "not gpu and not slow and not faults" $(ARGS)
 
 test-slow: build ## the tests that take minutes
-	@$(VENV_PYTHON) -m pytest -m "slow and not gpu" $(ARGS)
+	@$(VENV_PYTHON) -m pytest -m "slow and not gpu and not faults" $(ARGS)
 
 test-gpu: build ## the tests that need a CUDA GPU
 	@$(VENV_PYTHON) -m pytest -m gpu $(ARGS)
+
+faults: build ## kills, full disks, hostile files and long runs, half an hour: docs/reliability.md
+	@$(VENV_PYTHON) -m pytest -m faults $(ARGS)
 
 bench: build ## time the ops and models; DEVICE=cuda on a GPU
 	@set -e; for script in benchmarks/bench_*.py; do \

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from psis_d2.engine import signals
 from psis_d2.engine.logs import failing_with_the_disk
 from psis_d2.engine.non_finite import explain, is_non_finite
-from psis_d2.engine.resources import allow_open_files, check_disk, checkpoint_bytes
+from psis_d2.engine.resources import (
+    allow_open_files,
+    check_disk,
+    checkpoint_bytes,
+    forget_old_metrics,
+)
 from psis_d2.engine.signals import Interruption, SignalGate
 from psis_d2.errors import LostProcess, UserExit, as_user_error
 
@@ -59,6 +64,7 @@ class GuardedTraining:
         self._block.enter_context(self._gate)
         self._block.enter_context(failing_with_the_disk())
         with self._ending_well():
+            forget_old_metrics(self.storage)
             allow_open_files(self.cfg.DATALOADER.NUM_WORKERS)
             if comm.is_main_process():
                 self._check_disk()

@@ -1,5 +1,6 @@
-"""What a run needs of the machine, looked at before it begins: disk for checkpoints, open files."""
+"""What a run needs of the machine, seen to before it begins: disk, open files, memory."""
 
+import functools
 import logging
 import resource
 import shutil
@@ -7,6 +8,8 @@ import shutil
 from psis_d2.errors import UserError
 
 import torch
+from detectron2.utils.events import EventStorage
+from fvcore.common.history_buffer import HistoryBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +17,8 @@ logger = logging.getLogger(__name__)
 _FILES_PER_WORKER = 16
 _FILES = 64  # what Python, PyTorch, logs and the process group keep open
 _ENOUGH_FILES = 65536
+# Values of a metric that are kept: Detectron2's estimate of the time left looks at so many.
+_HISTORY = 1000
 
 
 def checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -82,3 +87,15 @@ def allow_open_files(workers: int) -> None:
             f"This shell allows {soft} open files, and {workers} workers of the data loader need "
             f"some {needed}; raise the limit (ulimit -n 4096) or lower DATALOADER.NUM_WORKERS."
         )
+
+
+def forget_old_metrics(storage: EventStorage) -> None:
+    """Keep the last values of every metric only.
+
+    Detectron2 keeps a million of each, some 2 kB an iteration, though nobody reads them: gigabytes
+    in a long training.
+
+    Args:
+        storage: of a training that begins.
+    """
+    storage.histories().default_factory = functools.partial(HistoryBuffer, max_length=_HISTORY)

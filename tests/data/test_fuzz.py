@@ -181,7 +181,7 @@ def test_any_json_is_read_or_refused_in_a_sentence(place, data):
     read_and_map(place, data)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @settings(10_000)
 @hypothesis.given(data=jsons())
 def test_ten_thousand_jsons_are_read_or_refused_in_a_sentence(place, data):

@@ -4,7 +4,7 @@ import os
 import signal
 
 import psis_d2  # noqa: F401
-from psis_d2.engine import Trainer
+from psis_d2.engine import Trainer, resources
 from psis_d2.engine.guard import SaveBeforeEvaluation
 from psis_d2.engine.setup import build_config
 from psis_d2.errors import UserError
@@ -53,6 +53,14 @@ def trainer(data, tmp_path):
 
 def failing():
     raise ZeroDivisionError("a fault of the evaluation")
+
+
+def test_metrics_of_a_training_are_bounded(trainer, monkeypatch):
+    monkeypatch.setattr(resources, "_HISTORY", 2)
+    run = trainer()
+    run.train()
+    histories = run.storage.histories()
+    assert {len(histories[name].values()) for name in ("total_loss", "lr")} == {2}
 
 
 def test_a_checkpoint_is_written_before_an_evaluation(trainer, tmp_path):

@@ -183,7 +183,9 @@ CAMPAIGN = ("SOLVER.MAX_ITER", 14, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST
 CAMPAIGN += ("SEED", 3, "DATALOADER.NUM_WORKERS", 0)
 
 
-@pytest.mark.parametrize(("kills", "rounds"), [(5, 1), pytest.param(10, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "rounds"), [(5, 1), pytest.param(10, 5, marks=pytest.mark.faults)]
+)
 def test_killed_while_saving_resumes_bit_by_bit(data, tmp_path, kills, rounds):
     """Every kill may cost work, none a result: the end equals that of an uninterrupted run."""
     line = command_line(data, tmp_path / "whole", *CAMPAIGN, config=QUICK)

@@ -10,6 +10,7 @@ from psis_d2.errors import UserError
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -61,3 +62,14 @@ def test_open_files_are_raised_to_what_is_allowed(monkeypatch):
     limits["now"] = (1024, resource.RLIM_INFINITY)
     resources.allow_open_files(15)
     assert limits["now"] == (65536, resource.RLIM_INFINITY)
+
+
+def test_a_metric_keeps_its_last_values_only(monkeypatch):
+    monkeypatch.setattr(resources, "_HISTORY", 3)
+    with EventStorage() as storage:
+        resources.forget_old_metrics(storage)
+        for value in range(5):
+            storage.put_scalar("loss", value)
+    history = storage.history("loss")
+    assert [value for value, _ in history.values()] == [2, 3, 4]
+    assert (history.latest(), history.median(2), history.global_avg()) == (4, 3.5, 2)

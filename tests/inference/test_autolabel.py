@@ -248,7 +248,7 @@ def command(weights, data, output, *more):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("finished", [0, 1, 7, 14, 22])
 def test_killed_at_five_moments_gives_the_same_bytes(weights, predictor, tmp_path, finished):
     """Killed as soon as so many of 24 images are in the journal, the first time before any is."""
