@@ -189,6 +189,8 @@ def _add_solver_and_test_config(keys: dict[str, Key]) -> None:
     # Measure masks again on overlapped objects alone, whose boxes another object's mask fills to at
     # least this share; 0.0 = do not (Zhao et al., Tab. 2: 0.3).
     node.OVERLAP = 0.0, number(0.0, 1.0)
+    # Measure masks again by Boundary IoU (Cheng et al., CVPR 2021), which needs faster-coco-eval.
+    node.BOUNDARY_AP = False, flag()
     # Further groups of categories in every table, [name, spelled as PSIS.SEEN_CLASSES] of each: a
     # fixed set while the seen one grows (CPMask, Fig. 6).
     node.GROUPS = [], Rows((text(), text()), '[["novel", "not:random-60-0"]]')

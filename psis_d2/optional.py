@@ -7,6 +7,7 @@ from psis_d2.errors import UserError
 
 _PACKAGES = {
     "cv2": "opencv-python-headless",
+    "faster_coco_eval": "faster-coco-eval",
     "onnx": "psis_d2[export]",
     "onnxruntime": "psis_d2[export]",
     "sklearn": "scikit-learn",

@@ -18,6 +18,7 @@ from psis_d2.data.foreign_masks import (
 from psis_d2.data.supervision import count_masks
 from psis_d2.data.training_set import get_training_dicts
 from psis_d2.errors import UserError
+from psis_d2.optional import require
 
 from tqdm import tqdm
 
@@ -59,6 +60,8 @@ def check_data(cfg, training: bool = True) -> None:
         parts[", ".join(cfg.DATASETS.TRAIN)] = dicts
     check_classes(cfg)
     category_groups(cfg)
+    if cfg.TEST.BOUNDARY_AP:
+        require("faster_coco_eval")
     if cfg.DATALOADER.CHECK_FILES:
         for name, dicts in parts.items():
             check_files([record["file_name"] for record in dicts], name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from psis_d2.evaluation import lvis
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region
 from psis_d2.evaluation.predictions import ImagePredictions
+from psis_d2.optional import require
 
 import numpy as np
 from pycocotools import mask as mask_util
@@ -58,18 +59,23 @@ def average_precision(
     Args:
         truth: the ground truth.
         predictions: at most one an image, classes being contiguous category ids.
-        kind: ``bbox`` or ``segm``; for ``segm``, objects and detections without mask do not count.
+        kind: ``bbox``, ``segm`` or ``boundary``: Boundary IoU (Cheng et al., CVPR 2021), the lesser
+            of the masks' IoU and that of their inner borders, 0.02 of the image's diagonal wide.
+            Objects and detections without mask do not count but for ``bbox``.
         max_dets: highest-scored detections per image and category that count.
         only: (image id, annotation id) of the objects that count, None for all. The others are
             matched as ever, but neither they nor the detections that they match count.
         library: "faster_coco_eval" or "pycocotools", which give the same arrays; None for the
-            former where it is installed.
+            former where it is installed. ``boundary`` needs the former.
+
+    Raises:
+        UserError: boundaries are asked for without faster-coco-eval.
     """
     objects = truth.annotations
     if truth.absent is not None:
         predictions = lvis.verified_predictions(truth, predictions, kind, max_dets)
         objects = [*objects, *lvis.regions_to_ignore(truth)]
-    if kind == "segm":
+    if kind != "bbox":
         predictions = [p for p in predictions if p.size is not None]
         predictions = drop_detections_on_maskless(truth, predictions)
         # A crowd region without a mask stays what it is: its box is the region.
@@ -82,6 +88,8 @@ def average_precision(
         objects = [
             a if (a["image_id"], a["id"]) in only else {**a, "area": _NO_SIZE} for a in objects
         ]
+    if kind == "boundary":
+        library = require("faster_coco_eval").__name__
     evaluate = _choose(library)
     with _without_collector():
         parts = [
@@ -236,7 +244,7 @@ def _detections(
             continue
         boxes = of_image.boxes.tolist()
         # COCO's loader takes the box's area wherever there is a box; masks are binned by their own.
-        if kind == "segm":
+        if kind != "bbox":
             masks = of_image.masks()
             areas = mask_util.area(masks).tolist()
         else:
@@ -253,7 +261,7 @@ def _detections(
                 "area": area,
                 "iscrowd": 0,
             }
-            if kind == "segm":
+            if kind != "bbox":
                 detection["segmentation"] = mask
             detections.append(detection)
     return detections

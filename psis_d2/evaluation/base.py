@@ -12,6 +12,7 @@ from psis_d2.errors import UserError
 from psis_d2.evaluation.ground_truth import GroundTruth, load_ground_truth
 from psis_d2.evaluation.predictions import ImagePredictions
 from psis_d2.files import written_at_once
+from psis_d2.optional import require
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -34,6 +35,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
         class_ids: the model's class of every category of the data set (None for one that it has
             not), where these are not the same; predictions of other classes do not count.
         overlap: measure masks again on the objects of at least this overlap, 0 for not.
+        boundary: measure detected masks again by Boundary IoU.
         groups: {name: contiguous category ids}, measured beside seen, unseen and all.
         crowds: see :func:`~psis_d2.data.records.usable_records`.
     """
@@ -51,6 +53,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
         max_dets: int = 100,
         class_ids: Sequence[int | None] | None = None,
         overlap: float = 0.0,
+        boundary: bool = False,
         groups: Mapping[str, Collection[int]] = MappingProxyType({}),
         crowds: str = "ignore",
     ):
@@ -65,6 +68,9 @@ class PredictionCollector(DatasetEvaluator, ABC):
                 f"TEST.OVERLAP is {overlap}; give a share of the box, up to 1, or 0 for no table."
             )
         self.overlap = overlap
+        self.boundary = boundary
+        if boundary:
+            require("faster_coco_eval")
         self.further_groups = {name: sorted(ids) for name, ids in groups.items()}
         # Category by class.
         self.own_ids = None if class_ids is None else _invert(class_ids, dataset_name)

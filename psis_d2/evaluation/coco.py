@@ -29,6 +29,8 @@ class PartialCOCOEvaluator(PredictionCollector):
     Data whose images list categories that they have none of (``neg_category_ids``) is evaluated as
     LVIS: see :mod:`psis_d2.evaluation.lvis`.
 
+    With `boundary` there are ``boundary_seen`` and so on, too: mask AP by Boundary IoU.
+
     With `overlap` there are ``segm_overlapped_seen`` and so on, too: mask AP on overlapped objects
     alone (:meth:`~psis_d2.evaluation.ground_truth.GroundTruth.overlapped`). A detection that
     matches another object counts neither for nor against; one that matches none is an error here,
@@ -60,6 +62,8 @@ class PartialCOCOEvaluator(PredictionCollector):
 
         results, of_category = OrderedDict(), {}
         measured = [(kind, kind, None) for kind in kinds]
+        if self.boundary and "segm" in kinds:
+            measured.append(("boundary", "boundary", None))
         if self.overlap and "segm" in kinds:
             overlapped = truth.overlapped(self.overlap)
             logger.info("%d objects have an overlap of %s.", len(overlapped), self.overlap)

@@ -29,7 +29,7 @@ def verified_predictions(
     Args:
         truth: ground truth of LVIS.
         predictions: classes being contiguous category ids.
-        kind: ``bbox`` or ``segm``.
+        kind: ``bbox``, ``segm`` or ``boundary``.
         max_dets: highest-scored detections of an image that count.
     """
     searched = {image: set(categories) for image, categories in truth.absent.items()}
@@ -40,7 +40,7 @@ def verified_predictions(
         best = np.sort(np.argsort(-of_image.scores, kind="stable")[:max_dets])
         of_image = of_image.take(best)
         known = np.isin(of_image.classes, list(searched[of_image.image_id]))
-        if kind == "segm" and of_image.has_masks:
+        if kind != "bbox" and of_image.has_masks:
             # In no region, not even in one that is everywhere.
             loose = np.isin(of_image.classes, list(truth.not_exhaustive[of_image.image_id]))
             known &= ~(loose & (mask_util.area(of_image.masks()) == 0))

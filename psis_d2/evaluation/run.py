@@ -56,6 +56,7 @@ def build_evaluator(
         max_dets=cfg.TEST.DETECTIONS_PER_IMAGE,
         class_ids=class_ids,
         overlap=cfg.TEST.OVERLAP,
+        boundary=cfg.TEST.BOUNDARY_AP,
         groups={name: own_ids(ids) for name, ids in category_groups(cfg).items()},
         crowds=cfg.PSIS.CROWDS,
     )

@@ -10,6 +10,7 @@ from tabulate import tabulate
 _KINDS = {
     "bbox": "boxes",
     "segm": "masks",
+    "boundary": "masks by Boundary IoU",
     "segm_overlapped": "masks of overlapped objects",
     "gtbox": "masks in given boxes",
     "gtbox_overlapped": "masks of overlapped objects in given boxes",
