@@ -23,6 +23,7 @@ def add_method_keys(keys: dict[str, Key]) -> None:
     _add_maskx_config(keys)
     _add_hourglass_config(keys)
     _add_opmask_config(keys)
+    _add_contrastmask_config(keys)
     _add_fcos_config(keys)
     _add_retinanet_config(keys)
     _add_shapeprop_config(keys)
@@ -111,6 +112,64 @@ def _add_opmask_config(keys: dict[str, Key]) -> None:
     # Add the classifier's bias to the map ("Rethinking Mask Heads", Eq. 9). It is one number a
     # class, which the scaling takes away again.
     node.CAM_BIAS = False, flag()
+
+
+def _add_contrastmask_config(keys: dict[str, Key]) -> None:
+    """ContrastMask (Wang et al., CVPR 2022), for box heads with feature maps.
+
+    ``MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION`` is the contrastive head's (released code: 28); the
+    mask branch has half of it. "released code" is huiserwang/ContrastMask.
+    """
+    node = Keys(keys, "PSIS.CONTRASTMASK")
+    contrast = needs(("PSIS.CONTRASTMASK.WEIGHT", number(0.0, above=True)))
+    # Convolutions of the contrastive head's encoder (released code: 8) ...
+    node.ENCODER_CONVS = 8, whole(0)
+    # ... their width, and the projector's (released code: that of the RoI features) ...
+    node.ENCODER_DIM = 256, whole(1)
+    # ... layers of the projector (released code: 3) and the norm between them.
+    node.PROJECTOR_LAYERS = 3, whole(1), contrast
+    node.PROJECTOR_NORM = "BN", one_of("BN", "GN", ""), contrast
+    # How the encoder's features meet the RoI features in the mask branch: add | concat | none.
+    # Through a 1x1 convolution; the released code adds, and has a line that would concatenate.
+    node.FUSION = "add", one_of("add", "concat", "none")
+    # Before that, make each cell a mean of the cells that are like it (released code).
+    node.ATTENTION = True, flag()
+    # Add the class activation map to what the mask branch reads (released code, as OPMask).
+    node.CLASS_MAP = True, flag()
+    # Keep the contrastive head's gradients from the backbone (released code).
+    node.DETACH = True, flag()
+    # Weight of the contrastive loss (released code: 0.1); 0 = no contrastive loss ...
+    node.WEIGHT = 0.1, number(0.0)
+    # ... times a factor that grows with the iterations up to 1 (released code: over 4 epochs); 0 =
+    # it is 1 from the start ...
+    node.WARMUP = 0, whole(0), contrast
+    # ... and is no smaller than this before (released code).
+    node.START = 0.25, number(0.0, 1.0), contrast
+    # released: cosines of the keys' differences from the query, and no temperature on the positive
+    # key in the denominator | infonce: cosines of the keys, and the usual denominator.
+    node.LOSS = "released", one_of("released", "infonce"), contrast
+    # Objects without a mask take part, parted by their class activation maps.
+    node.UNSEEN = True, flag(), contrast
+    # One query for the objects of all classes; False: one for each object.
+    node.SHARED_QUERY = True, flag(), contrast
+    # Cells of a map in [0, 1] above 1 - this are foreground, those below background (released
+    # code).
+    node.MAP_THRESHOLD = 0.1, number(0.0, 0.5, above=True), contrast
+    # Keys up to so many cells from a contour are hard, the others easy; 0 = no such difference.
+    node.HARD_WIDTH = 2, whole(0), contrast
+    # Cells at both sides of a contour that are no keys (in the released code the inner ones are
+    # easy keys of the foreground).
+    node.HARD_GAP = 1, whole(0), contrast
+    # Share of all possible keys that are drawn (released code).
+    node.KEY_SHARE = 0.3, number(0.0, 1.0, above=True), contrast
+    # Objects with less possible keys of any kind are left out (released code).
+    node.MIN_KEYS = 5, whole(1), contrast
+    # Temperatures of easy and of hard keys (released code).
+    node.EASY_TEMPERATURE = 0.3, number(0.0, above=True), contrast
+    node.HARD_TEMPERATURE = 0.7, number(0.0, above=True), contrast
+    # Regions have a mask loss if they overlap the annotated box by this IoU: 1.0 = annotated boxes
+    # alone, which are among the proposals (released code) | 0.0 = all.
+    node.MASK_MIN_IOU = 1.0, number(0.0, 1.0)
 
 
 def _add_fcos_config(keys: dict[str, Key]) -> None:

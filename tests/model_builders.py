@@ -11,7 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -157,6 +160,19 @@ def as_foreign(batch: list[dict], weights: list[list[float | None]]) -> list[dic
         true = [has and w is None for has, w in zip(own, of_image, strict=True)]
         instances.gt_has_mask = torch.tensor(true, dtype=torch.bool)
     return batch
+
+
+def box_predictor(num_classes: int, features: int):
+    """A random one; its bias is not zero, as Detectron2 starts it."""
+    torch.manual_seed(0)
+    predictor = FastRCNNOutputLayers(
+        ShapeSpec(channels=features),
+        box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
+        num_classes=num_classes,
+    )
+    torch.nn.init.normal_(predictor.cls_score.weight)
+    torch.nn.init.normal_(predictor.cls_score.bias)
+    return predictor
 
 
 def annotated_boxes(batch: list[dict]) -> list[Instances]:

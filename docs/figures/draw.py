@@ -230,6 +230,41 @@ def opmask() -> Sketch:
 
 
 @figure
+def contrastmask() -> Sketch:
+    s = Sketch(12, 4.6)
+    image = s.picture(0.95, 2.3, photo(), "box of any category", rectangle=BOX)
+    region = s.picture(2.85, 1.3, coarse(photo()), "RoI features X", size=0.95)
+    fine = s.picture(2.85, 3.4, coarse(photo(), 28), "28 x 28 features", size=0.95)
+    encoder = s.box(4.85, 3.4, "encoder", "8 convolutions", "both", w=1.6)
+    projector = s.box(7.0, 3.4, "projector", "3 layers, training only", "both", w=1.9)
+    parts = s.picture(
+        9.1,
+        3.4,
+        saliency(),
+        "parts: mask of the seen,\nelse class activation map",
+        cmap=HEAT,
+        size=0.95,
+    )
+    loss = s.box(11.0, 3.4, "contrast", "foreground against\nbackground", "both", w=1.5, h=1.05)
+    trunk = s.box(7.6, 1.3, "mask trunk", "4 convolutions", "masks", w=1.6)
+    mask = s.picture(9.8, 1.3, blurred(mug(), 0.8), "mask", size=1.1)
+    s.arrow(image, fine)
+    s.arrow(image, region)
+    s.arrow(fine, encoder)
+    s.arrow(encoder, projector)
+    s.arrow(projector, parts)
+    s.arrow(parts, loss)
+    s.arrow(region, (4.75, 1.3))
+    s.axes.text(4.87, 1.3, "+", ha="center", va="center", size=17)
+    s.arrow((4.85, 2.85), (4.87, 1.5))
+    s.arrow((5.0, 1.3), trunk)
+    s.text(5.9, 1.55, "+ class map", size=8)
+    s.arrow(trunk, mask)
+    s.legend("masks", "both")
+    return s
+
+
+@figure
 def teacher_student() -> Sketch:
     s = Sketch(12, 4.5)
     region = start(s, 2.5)

@@ -51,6 +51,7 @@ SUPPORTED = (
     _row("cpmask_baseline_R50", "fcos_agnostic", "FCNMaskHead", "FCOS"),
     _row("maskx_R50", "maskx", "MaskXMaskHead", "PartialRPN"),
     _row("opmask_R50", "opmask", "OPMaskHead", "PartialRPN"),
+    _row("contrastmask_R50", "contrastmask", "ContrastMaskHead", "PartialRPN"),
     _row("hourglass_R50", "hourglass", "HourglassMaskHead", "PartialRPN"),
     _row("retinamask_R50", "retinamask", "FCNMaskHead", "RetinaNet"),
     _row("shapemask_R50", "shapemask", "ShapeMaskHead", "RetinaNet"),

@@ -11,48 +11,15 @@ both. There, a detection keeps the map of the proposal that it was classified fr
 computed from its box, like the RoI features that it is added to, and so are those of given boxes.
 """
 
+from psis_d2.modeling.class_maps import class_activation_maps, normalize_maps, resize_maps
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower
 
-import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from torch import Tensor, nn
-
-
-def class_activation_maps(
-    box_features: Tensor, box_predictor: nn.Module, classes: Tensor, bias: bool = False
-) -> Tensor:
-    """The classifier of a box predictor, applied to every cell of maps instead of their mean.
-
-    With `bias`, the mean over a map is the classifier's logit.
-
-    Args:
-        box_features: float [R, D, S, S].
-        box_predictor: Detectron2's ``FastRCNNOutputLayers`` on D features.
-        classes: int64 [R], whose map each region gets.
-        bias: whether the classifier's bias is added.
-
-    Returns:
-        float32 [R, S, S], with a gradient path to the features but not to the predictor.
-    """
-    classifier = box_predictor.cls_score
-    weights = classifier.weight.detach()[classes]
-    maps = torch.einsum("rd,rdhw->rhw", weights.float(), box_features.float())
-    return maps + classifier.bias.detach()[classes, None, None] if bias else maps
-
-
-def normalize_maps(maps: Tensor) -> Tensor:
-    """Each of the maps [R, S, S] from its least to its largest value, [0, 1]; a constant one is 0.
-
-    The released code divides a constant map by 0.
-    """
-    low, high = (f(maps, dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
-    span = high - low
-    return (maps - low) / torch.where(span > 0, span, 1)
+from torch import Tensor
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -63,8 +30,9 @@ class OPMaskHead(RegionMaskHead):
         input_shape: shape of the RoI features (channels, P, P).
         num_outputs: 1 for class-agnostic, else the number of classes.
         conv_dim, num_convs, norm: the mask trunk (released code: 256, 7, SyncBN).
-        cam_bias: see :func:`class_activation_maps`.
-        cam_normalized: see :func:`normalize_maps`; False: the maps as they are.
+        cam_bias: see :func:`~psis_d2.modeling.class_maps.class_activation_maps`.
+        cam_normalized: see :func:`~psis_d2.modeling.class_maps.normalize_maps`; False: the maps
+            as they are.
         **kwargs: see :class:`RegionMaskHead`.
     """
 
@@ -113,8 +81,7 @@ class OPMaskHead(RegionMaskHead):
         )
         if self.cam_normalized:
             maps = normalize_maps(maps)
-        side = context.features.shape[-2:]
-        return F.interpolate(maps[:, None], size=side, mode="bilinear", align_corners=False)[:, 0]
+        return resize_maps(maps, context.features.shape[-1])
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, num_outputs, 2P, 2P]."""
