@@ -118,7 +118,7 @@ def slow_loss(keys, queries, pairs, temperatures, *, shared, released, weights):
         difference = [b - a for a, b in zip(q, k, strict=True)] if released else k
         lengths = [math.sqrt(sum(x * x for x in v)) for v in (q, difference)]
         dot = sum(a * b for a, b in zip(q, difference, strict=True))
-        return dot / (lengths[0] * lengths[1])
+        return dot / (lengths[0] * lengths[1]) if all(lengths) else 0.0
 
     def one(query, positives, negatives, t):
         others = sum(math.exp(cosine(query, k) / t) for k, _ in negatives)
@@ -151,21 +151,20 @@ def slow_loss(keys, queries, pairs, temperatures, *, shared, released, weights):
     return sum(result) / len(result)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize(("shared", "released"), [(True, True), (True, False), (False, True)])
 def test_the_loss_is_the_slow_one(shared, released, monkeypatch):
     """Of a model's own regions, every key drawn: masks, maps, a weight, regions left out."""
     name = "released" if released else "infonce"
-    model = model_of("LOSS", name, "SHARED_QUERY", shared, "MIN_KEYS", 2, "WEIGHT", 0.25)
+    model = model_of("LOSS", name, "SHARED_QUERY", shared, "MIN_KEYS", 1, "ENCODER_DIM", 4)
     head = model.roi_heads.mask_head
     batch = as_foreign(partial_batch(MIXED), [[None, None, 0.5], [None, None]])
     context = training_context(model, batch)
     monkeypatch.setattr(contrastmask, "sample_cells", lambda candidates, share: candidates)
-    encoded = torch.rand(5, 32, 8, 8)
+    encoded = torch.rand(5, 4, 8, 8)
     found = head.contrast_loss(context, encoded).item()
 
     parts = head.partition(context, 8)
-    rows = (parts.smallest() >= 2).nonzero()[:, 0]
+    rows = (parts.smallest() >= 1).nonzero()[:, 0]
     assert {True, False} == set(context.has_mask[rows].tolist())
     parts = parts.rows(rows)
     expected = slow_loss(
@@ -177,7 +176,7 @@ def test_the_loss_is_the_slow_one(shared, released, monkeypatch):
         released=released,
         weights=torch.tensor([1.0, 1, 0.5, 1, 1])[rows].tolist(),
     )
-    assert found == pytest.approx(0.25 * expected, rel=1e-4)
+    assert found == pytest.approx(0.1 * expected, rel=1e-4)
 
 
 def test_cosines_by_hand():
