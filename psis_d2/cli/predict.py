@@ -2,9 +2,13 @@
 
     psis-d2 predict model.pth photos/ --output out
     psis-d2 predict model.pth "photos/*.jpg" video.mp4 --output out --min-score 0.3
+    psis-d2 predict model.pth photos/ --boxes photos.json --heat-maps --categories unseen
 
 Writes an overlay of each image and video, categories without masks in training marked by a star,
 and results.json in COCO's result format. A run that was stopped goes on where it stopped.
+--heat-maps draws what CPMask or OPMask saw beside its masks (NAME.heat-maps.png): each map has a
+scale of its own, written above it, blue the lowest value and yellow the highest; a dashed red line
+is the annotated mask of --boxes.
 """
 
 import argparse
@@ -20,7 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, metavar="N", help="at most N frames of each video")
     parser.add_argument("--output", default="predictions", help="folder to write to")
     parser.add_argument("--min-score", type=float, default=0.5, help="of detections")
-    parser.add_argument("--no-pictures", action="store_true", help="write the json alone")
+    parser.add_argument(
+        "--boxes", metavar="FILE", help="COCO json: its boxes in place of the model's detections"
+    )
+    parser.add_argument(
+        "--categories", default="all", metavar="WHICH", help="all (default), seen or unseen"
+    )
+    parser.add_argument("--heat-maps", action="store_true", help="draw what the mask head saw")
+    parser.add_argument("--no-pictures", action="store_true", help="draw no overlays")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,5 +50,8 @@ def run(args: argparse.Namespace) -> None:
         pictures=not args.no_pictures,
         webcam=args.webcam,
         frames=args.frames,
+        boxes=args.boxes,
+        categories=args.categories,
+        heat_maps=args.heat_maps,
     )
     print(f"{count} objects; pictures and results.json are in {args.output}")

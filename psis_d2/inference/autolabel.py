@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psis_d2.data.supervision import usable_segmentation
 from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
+from psis_d2.inference.box_files import (
+    check_size,
+    classes_of,
+    clipped_box,
+    is_usable_box,
+    read_boxes,
+)
 from psis_d2.inference.journal import Journal
 from psis_d2.inference.media import find_media, read_picture
 from psis_d2.inference.polygons import mask_to_polygons
 from psis_d2.inference.predict import confident, encode_mask, overlay
 from psis_d2.inference.predictor import Predictor
+from psis_d2.visualization import save_png
 
 import numpy as np
 from detectron2.utils import comm
-from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
@@ -113,8 +117,8 @@ def autolabel(
     """
     if not predictor.draws_masks:
         raise UserError("The model draws no masks (MODEL.MASK_ON False); give one that does.")
-    data, digest = _read_boxes(boxes) if boxes else (_image_list(images), "")
-    categories = _classes_of(data["categories"], predictor) if boxes else {}
+    data, digest = read_boxes(boxes) if boxes else (_image_list(images), "")
+    categories = classes_of(data["categories"], predictor) if boxes else {}
     job = {
         "model": predictor.fingerprint,
         "images": os.path.abspath(images),
@@ -150,43 +154,6 @@ def autolabel(
     return report
 
 
-def _read_boxes(path: str) -> tuple[dict, str]:
-    """The json as it is, and its digest.
-
-    Raises:
-        UserError: it is no COCO file, or an id is missing, repeated or leads nowhere.
-    """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-        data = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read {path} ({error}); give a COCO json with boxes.") from error
-    if not isinstance(data, dict):
-        data = {}
-    for key in ("images", "annotations", "categories"):
-        entries = data.get(key)
-        if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
-            raise UserError(f"{path} has no list of {key}; give a COCO json with boxes.")
-    for key in ("images", "categories"):
-        ids = [entry.get("id") for entry in data[key]]
-        if None in ids or len({json.dumps(i) for i in ids}) < len(ids):
-            raise UserError(f"{path} has {key} without an id or with a repeated one; fix the ids.")
-    for record in data["images"]:
-        if not isinstance(record.get("file_name"), str):
-            raise UserError(f"{path}: image {record['id']} has no file_name; add it.")
-    known = {record["id"] for record in data["images"]}
-    kinds = {category["id"] for category in data["categories"]}
-    for index, annotation in enumerate(data["annotations"]):
-        for key, ids in (("image_id", known), ("category_id", kinds)):
-            if annotation.get(key) not in ids:
-                raise UserError(
-                    f"{path}: annotation {annotation.get('id', f'number {index}')} has {key} "
-                    f"{annotation.get(key)!r}, which is not in the file; fix or remove it."
-                )
-    return data, hashlib.sha256(content).hexdigest()
-
-
 def _image_list(folder: str) -> dict:
     """A COCO file of a folder's images, their sizes to be filled in."""
     paths, _ = find_media([folder])
@@ -196,16 +163,6 @@ def _image_list(folder: str) -> dict:
     names = [os.path.relpath(path, root) for path in paths]
     images = [{"id": i, "file_name": name} for i, name in enumerate(names, start=1)]
     return {"images": images, "annotations": [], "categories": []}
-
-
-def _classes_of(categories: Sequence[dict], predictor: Predictor) -> dict:
-    """Category id -> the model's class, by name; None for a category that the model lacks.
-
-    A model whose masks do not depend on the class draws those of all categories.
-    """
-    by_name = {name: i for i, name in enumerate(predictor.class_names)}
-    fallback = 0 if predictor.class_agnostic else None
-    return {x["id"]: by_name.get(x.get("name"), fallback) for x in categories}
 
 
 def _label_image(
@@ -226,7 +183,7 @@ def _label_image(
     if wanted:
         try:
             image = read_picture(os.path.join(folder, record["file_name"]))
-            _check_size(image, record)
+            check_size(image, record)
         except UserError as error:
             if annotations is None:
                 raise
@@ -236,7 +193,7 @@ def _label_image(
     rows, reasons = [], {}
     for row, annotation in enumerate(annotations):
         reason = _reason(annotation, record, categories, labeling)
-        if reason is None and _clipped(annotation["bbox"], image.shape) is None:
+        if reason is None and clipped_box(annotation["bbox"], image.shape) is None:
             reason = OUTSIDE
         if reason is None:
             rows.append(row)
@@ -246,7 +203,7 @@ def _label_image(
     if rows:
         found = predictor(
             image,
-            np.array([_clipped(annotations[row]["bbox"], image.shape) for row in rows]),
+            np.array([clipped_box(annotations[row]["bbox"], image.shape) for row in rows]),
             np.array([categories[annotations[row]["category_id"]] for row in rows]),
         )
         _preview(predictor, image, found, labeling, number, output)
@@ -272,29 +229,9 @@ def _reason(annotation: dict, record: dict, categories: dict, labeling: Labeling
     if labeling.only_missing and known_size and usable_segmentation(segmentation, height, width):
         return HAS_MASK
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(v) for v in box):
+    if not is_usable_box(box):
         return NO_BOX
     return UNKNOWN if categories[annotation["category_id"]] is None else None
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _clipped(box: Sequence[float], shape: Sequence[int]) -> list[float] | None:
-    """XYWH as XYXY within an image; None if nothing is left of it."""
-    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
-    x1, y1 = min(box[0] + box[2], shape[1]), min(box[1] + box[3], shape[0])
-    return [x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None
-
-
-def _check_size(image: np.ndarray, record: dict) -> None:
-    found, said = image.shape[:2], (record.get("height"), record.get("width"))
-    if None not in said and found != said:
-        raise UserError(
-            f"The image {record['file_name']} is {found[1]} x {found[0]} pixels, but the json says "
-            f"{said[1]} x {said[0]}; correct width and height."
-        )
 
 
 def _label_detections(
@@ -336,8 +273,7 @@ def _preview(
 ) -> None:
     if number < labeling.previews:
         path = os.path.join(f"{os.path.splitext(output)[0]}_previews", f"{number + 1:06d}.png")
-        with written_at_once(path, binary=True) as file:
-            Image.fromarray(overlay(image, found, predictor)).save(file, format="PNG")
+        save_png(path, overlay(image, found, predictor))
 
 
 def _write(

@@ -8,17 +8,22 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from psis_d2.errors import UserError, check_choice
 from psis_d2.files import written_at_once
+from psis_d2.inference.box_files import GivenBoxes
+from psis_d2.inference.heat_maps import heat_map_picture, keep_heat_maps
 from psis_d2.inference.journal import Journal
 from psis_d2.inference.media import Video, VideoWriter, find_media, read_picture
 from psis_d2.inference.predictor import Predictor
-from psis_d2.visualization import draw_prediction
+from psis_d2.visualization import draw_prediction, save_png
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
-from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
+
+CATEGORIES = ("all", "seen", "unseen")
 
 
 def predict(
@@ -30,6 +35,9 @@ def predict(
     pictures: bool = True,
     webcam: int | None = None,
     frames: int | None = None,
+    boxes: str | None = None,
+    categories: str = "all",
+    heat_maps: bool = False,
 ) -> int:
     """Find the objects of images and videos.
 
@@ -50,14 +58,27 @@ def predict(
         webcam: number of a camera whose frames are predicted, too, until it is interrupted (Ctrl-C)
             or `frames` have come.
         frames: at most so many frames of each video and camera; None = all.
+        boxes: a COCO json, whose objects are drawn in place of those that the model finds; images
+            are known by the ends of their paths.
+        categories: objects of which categories: "all", "seen" or "unseen".
+        heat_maps: also write ``NAME.heat-maps.png`` of each image with objects, see
+            :mod:`psis_d2.inference.heat_maps`; annotated masks of `boxes` are drawn dashed.
 
     Returns:
         The number of objects found.
 
     Raises:
-        UserError: an input cannot be read, or the output not written.
+        UserError: an input cannot be read, the output not written, or the model has no heat-maps.
     """
+    check_choice("categories", categories, CATEGORIES)
     images, videos = find_media(inputs)
+    given = GivenBoxes(boxes, predictor) if boxes else None
+    if given and (videos or webcam is not None):
+        raise UserError(f"{boxes} has boxes of images; leave videos and cameras out.")
+    if given and not any(map(given.record_of, images)):
+        raise UserError(f"{boxes} names none of the images; check that they belong together.")
+    if heat_maps:
+        keep_heat_maps(predictor)
     videos += [] if webcam is None else [webcam]
     names = _overlay_names([*images, *videos])
     job = {
@@ -66,21 +87,31 @@ def predict(
         "min_score": min_score,
         "pictures": pictures,
         "frames": frames,
+        "boxes": given.digest if given else "",
+        "categories": categories,
+        "heat_maps": heat_maps,
     }
     journal = Journal(os.path.join(output, "unfinished"), job)
     for number, path in enumerate(tqdm(images, desc="images", unit="image", disable=not images)):
         if number in journal.done:
             continue
         image = read_picture(path)
-        found = confident(predictor(image), min_score)
+        found, truth = given.predict(path, image) if given else (predictor(image), [])
+        found = _of_categories(confident(found, min_score), categories, predictor)
         if pictures:
-            _save_overlay(os.path.join(output, names[path] + ".png"), image, found, predictor)
+            save_png(os.path.join(output, names[path] + ".png"), overlay(image, found, predictor))
+        if heat_maps:
+            truth = [truth[row] for row in found.row.tolist()] if given else None
+            picture = heat_map_picture(image, found, predictor, truth)
+            if picture is not None:
+                save_png(os.path.join(output, names[path] + ".heat-maps.png"), picture)
         size = {"file_name": path, "height": image.shape[0], "width": image.shape[1]}
         journal.add(number, [[size, result_records(found)]])
     for number, path in enumerate(videos, start=len(images)):
         if number not in journal.done:
             target = os.path.join(output, names[path] + ".mp4") if pictures else None
-            journal.add(number, _predict_video(predictor, path, target, min_score, frames))
+            chosen = (min_score, categories)
+            journal.add(number, _predict_video(predictor, path, target, chosen, frames))
     count = _write_results(journal, output, predictor.class_names)
     journal.remove()
     return count
@@ -89,6 +120,14 @@ def predict(
 def confident(found: Instances, min_score: float) -> Instances:
     """The objects with at least this score."""
     return found[found.scores >= min_score]
+
+
+def _of_categories(found: Instances, categories: str, predictor: Predictor) -> Instances:
+    """The objects of seen, unseen or all categories."""
+    if categories == "all":
+        return found
+    seen = torch.tensor(sorted(predictor.seen_ids), dtype=torch.int64)
+    return found[torch.isin(found.pred_classes, seen) == (categories == "seen")]
 
 
 def result_records(found: Instances) -> list[dict]:
@@ -137,11 +176,6 @@ def overlay(image: np.ndarray, found: Instances, predictor: Predictor) -> np.nda
     return draw_prediction(rgb, found, predictor.class_names, predictor.seen_ids, min_score=0)
 
 
-def _save_overlay(path: str, image: np.ndarray, found: Instances, predictor: Predictor) -> None:
-    with written_at_once(path, binary=True) as file:
-        Image.fromarray(overlay(image, found, predictor)).save(file, format="PNG")
-
-
 def _title(source: str | int) -> str:
     """The name of a file, or of a camera."""
     return f"webcam{source}" if isinstance(source, int) else source
@@ -151,7 +185,7 @@ def _predict_video(
     predictor: Predictor,
     source: str | int,
     target: str | None,
-    min_score: float,
+    chosen: tuple[float, str],
     limit: int | None,
 ) -> list[list]:
     """The frames' entries for the journal; writes the overlay to ``target``."""
@@ -164,7 +198,7 @@ def _predict_video(
         for index, frame in enumerate(
             tqdm(itertools.islice(video, limit), desc=name, unit="frame", total=video.frames)
         ):
-            found = confident(predictor(frame), min_score)
+            found = _of_categories(confident(predictor(frame), chosen[0]), chosen[1], predictor)
             writer.add(overlay(frame, found, predictor)[:, :, ::-1] if target else frame)
             size = {"file_name": _title(source), "frame": index}
             size |= {"height": frame.shape[0], "width": frame.shape[1]}

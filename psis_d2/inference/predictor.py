@@ -185,13 +185,12 @@ class Predictor:
 
     @staticmethod
     def _put_back(drawn: Instances, given: Instances) -> Instances:
-        """Masks of given boxes, those of boxes without area empty, beside the boxes as given."""
-        rows = drawn.row
-        if drawn.has("pred_masks"):
-            given.pred_masks = torch.zeros(len(given), *given.image_size, dtype=torch.bool)
-            given.pred_masks[rows] = drawn.pred_masks
-            given.mask_scores = torch.zeros(len(given))
-            given.mask_scores[rows] = drawn.mask_scores
+        """What was drawn beside the boxes as given; zeros (empty masks) for those without area."""
+        for name, drawn_values in drawn.get_fields().items():
+            if name != "row" and not given.has(name):
+                values = drawn_values.new_zeros(len(given), *drawn_values.shape[1:])
+                values[drawn.row] = drawn_values
+                given.set(name, values)
         return given
 
 

@@ -1,0 +1,160 @@
+"""The boxes of a COCO file, whose masks a model is to draw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+
+from psis_d2.data.foreign_masks import as_rle
+from psis_d2.data.segmentation import read_segmentation
+from psis_d2.errors import UserError
+from psis_d2.inference.predictor import Predictor
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from pycocotools import mask as mask_util
+
+
+def read_boxes(path: str) -> tuple[dict, str]:
+    """The json as it is, and its digest.
+
+    Raises:
+        UserError: it is no COCO file, or an id is missing, repeated or leads nowhere.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        data = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path} ({error}); give a COCO json with boxes.") from error
+    if not isinstance(data, dict):
+        data = {}
+    for key in ("images", "annotations", "categories"):
+        entries = data.get(key)
+        if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
+            raise UserError(f"{path} has no list of {key}; give a COCO json with boxes.")
+    for key in ("images", "categories"):
+        ids = [entry.get("id") for entry in data[key]]
+        if None in ids or len({json.dumps(i) for i in ids}) < len(ids):
+            raise UserError(f"{path} has {key} without an id or with a repeated one; fix the ids.")
+    for record in data["images"]:
+        if not isinstance(record.get("file_name"), str):
+            raise UserError(f"{path}: image {record['id']} has no file_name; add it.")
+    known = {record["id"] for record in data["images"]}
+    kinds = {category["id"] for category in data["categories"]}
+    for index, annotation in enumerate(data["annotations"]):
+        for key, ids in (("image_id", known), ("category_id", kinds)):
+            if annotation.get(key) not in ids:
+                raise UserError(
+                    f"{path}: annotation {annotation.get('id', f'number {index}')} has {key} "
+                    f"{annotation.get(key)!r}, which is not in the file; fix or remove it."
+                )
+    return data, hashlib.sha256(content).hexdigest()
+
+
+def classes_of(categories: Sequence[dict], predictor: Predictor) -> dict:
+    """Category id -> the model's class, by name; None for a category that the model lacks.
+
+    A model whose masks do not depend on the class draws those of all categories.
+    """
+    by_name = {name: i for i, name in enumerate(predictor.class_names)}
+    fallback = 0 if predictor.class_agnostic else None
+    return {x["id"]: by_name.get(x.get("name"), fallback) for x in categories}
+
+
+def is_usable_box(box) -> bool:
+    """Whether a ``bbox`` is four finite numbers."""
+    return isinstance(box, list) and len(box) == 4 and all(_is_finite(v) for v in box)
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def clipped_box(box: Sequence[float], shape: Sequence[int]) -> list[float] | None:
+    """XYWH as XYXY within an image; None if nothing is left of it."""
+    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
+    x1, y1 = min(box[0] + box[2], shape[1]), min(box[1] + box[3], shape[0])
+    return [x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None
+
+
+def check_size(image: np.ndarray, record: dict) -> None:
+    found, said = image.shape[:2], (record.get("height"), record.get("width"))
+    if None not in said and found != said:
+        raise UserError(
+            f"The image {record['file_name']} is {found[1]} x {found[0]} pixels, but the json says "
+            f"{said[1]} x {said[0]}; correct width and height."
+        )
+
+
+class GivenBoxes:
+    """The annotated objects of images, in place of those that a model would find.
+
+    Attributes:
+        digest: of the file.
+
+    Args:
+        file: a COCO json.
+        predictor: the model, whose classes the categories become.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+
+    def __init__(self, file: str, predictor: Predictor):
+        data, self.digest = read_boxes(file)
+        self._predictor = predictor
+        self._classes = classes_of(data["categories"], predictor)
+        self._records = {os.path.normpath(x["file_name"]): x for x in data["images"]}
+        self._annotations: dict = {record["id"]: [] for record in data["images"]}
+        for annotation in data["annotations"]:
+            self._annotations[annotation["image_id"]].append(annotation)
+
+    def record_of(self, path: str) -> dict | None:
+        """The entry of an image: the one whose ``file_name`` is the longest end of its path."""
+        parts = os.path.normpath(path).split(os.sep)
+        tails = (os.path.join(*parts[first:]) for first in range(len(parts)))
+        return next((self._records[tail] for tail in tails if tail in self._records), None)
+
+    def predict(self, path: str, image: np.ndarray) -> tuple[Instances, list[np.ndarray | None]]:
+        """The objects that are annotated in an image, with the model's masks.
+
+        Crowds, boxes that are none or have no pixel in the image, and categories that the model
+        does not know are left out.
+
+        Args:
+            path: of the image.
+            image: uint8 [H, W, 3], BGR.
+
+        Returns:
+            What :meth:`psis_d2.Predictor.__call__` gives, with ``row`` (int64 [N]), the place of
+            each in the list of annotated masks: bool [H, W] each, or None.
+
+        Raises:
+            UserError: the image is of another size than the file says.
+        """
+        record, height, width = self.record_of(path), *image.shape[:2]
+        boxes, classes, truth = [], [], []
+        if record is not None:
+            check_size(image, record)
+            for annotation in self._annotations[record["id"]]:
+                box, category = annotation.get("bbox"), self._classes[annotation["category_id"]]
+                if annotation.get("iscrowd") or category is None or not is_usable_box(box):
+                    continue
+                if (clipped := clipped_box(box, image.shape)) is not None:
+                    boxes.append(clipped)
+                    classes.append(category)
+                    truth.append(annotated_mask(annotation, height, width))
+        found = self._predictor(image, np.array(boxes).reshape(-1, 4), np.array(classes, np.int64))
+        found.row = torch.arange(len(found))
+        return found, truth
+
+
+def annotated_mask(annotation: dict, height: int, width: int) -> np.ndarray | None:
+    """An annotation's mask, bool [height, width]; None if it has none."""
+    usable, _ = read_segmentation(annotation.get("segmentation"), height, width)
+    return None if usable is None else mask_util.decode(as_rle(usable, height, width)).astype(bool)
