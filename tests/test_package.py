@@ -1,6 +1,7 @@
 """What a built package holds, and that it works where there is no checkout."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,11 @@ import zipfile
 from pathlib import Path
 
 import psis_d2
+from psis_d2.model_zoo.catalog import BUILTIN, read_zoo
 
 import pytest
+
+from tiny_data import write_tiny_data
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a wheel is made from.
@@ -114,14 +118,9 @@ def run(python: Path, *words: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("compiled", [False, True], ids=["pure", "compiled"])
-def test_an_installed_package_trains_a_config_by_name(compiled, tmp_path, pure_wheel):
-    """A new environment beside this one's PyTorch and Detectron2, but without the checkout."""
-    wheel = build_wheel(tmp_path / "built", PSIS_D2_BUILD_EXT="1") if compiled else pure_wheel
-    if compiled:
-        assert "-cp310-abi3-" in wheel.name
-    venv = tmp_path / "venv"
+def install(wheel: Path, folder: Path) -> Path:
+    """The interpreter of a new environment beside this one's packages, without the checkout."""
+    venv = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     python = venv / "bin" / "python"
     (site,) = venv.glob("lib/python3*/site-packages")
@@ -129,10 +128,48 @@ def test_an_installed_package_trains_a_config_by_name(compiled, tmp_path, pure_w
     lent |= {str(Path(importlib.util.find_spec(m).origin).parents[1]) for m in ("torch", "pip")}
     # As lines of paths, their own .pth files (one leads to the checkout) are not read.
     (site / "lent.pth").write_text("\n".join(sorted(lent)) + "\n")
-    run(python, "python", "-m", "pip", "install", "--no-deps", str(wheel), folder=tmp_path)
-
-    where = run(python, "python", "-c", "import psis_d2; print(psis_d2.__file__)", folder=tmp_path)
+    run(python, "python", "-m", "pip", "install", "--no-deps", str(wheel), folder=folder)
+    where = run(python, "python", "-c", "import psis_d2; print(psis_d2.__file__)", folder=folder)
     assert str(site) in where
+    return python
+
+
+NO_NETWORK = """
+import socket
+def refuse(*args, **kwargs):
+    raise SystemExit("somebody asked for the network")
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.mark.slow
+def test_models_of_the_zoo_label_boxes_without_a_network(tmp_path, pure_wheel):
+    """What psis_d2 brings along gives boxes masks on a machine that nothing reaches."""
+    pytest.importorskip("timm")
+    python = install(pure_wheel, tmp_path)
+    (site,) = (tmp_path / "venv").glob("lib/python3*/site-packages")
+    (site / "no_network.py").write_text(NO_NETWORK)
+    (site / "no_network.pth").write_text("import no_network\n")
+    data = write_tiny_data(tmp_path / "data", images=3, masked=())
+    assert "right" in run(python, "psis-d2", "zoo", "check", folder=tmp_path)
+    names = [model.name for model in read_zoo(str(BUILTIN))]
+    assert names
+    for name in names:
+        line = ["psis-d2", "autolabel", f"psis_d2://{name}", "--images", data["images"]]
+        line += ["--boxes", data["json"], "--output", f"{name}.json", "--device", "cpu"]
+        printed = run(python, *line, folder=tmp_path)
+        assert "6 annotations got a mask" in printed
+        labeled = json.loads((tmp_path / f"{name}.json").read_text())["annotations"]
+        assert all(x["source"] == "psis_d2" and x["area"] > 0 for x in labeled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True], ids=["pure", "compiled"])
+def test_an_installed_package_trains_a_config_by_name(compiled, tmp_path, pure_wheel):
+    wheel = build_wheel(tmp_path / "built", PSIS_D2_BUILD_EXT="1") if compiled else pure_wheel
+    if compiled:
+        assert "-cp310-abi3-" in wheel.name
+    python = install(wheel, tmp_path)
     report = run(python, "psis-d2", "doctor", folder=tmp_path)
     assert "psis_d2 works here" in report
     assert ("extension on cpu" in report) == compiled

@@ -22,12 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the training")
     parser.add_argument("--name", required=True, help="what stands behind psis_d2://")
     parser.add_argument("--license", required=True, help="of the weights, such as Apache-2.0")
+    parser.add_argument("--note", default="", help="what else to know, such as terms of the data")
     parser.add_argument("--output", default="published", metavar="FOLDER", help="where to write")
     parser.add_argument("--data", default="", help="what it was trained on; default: the config's")
     parser.add_argument(
         "--results", metavar="FILE", help="results.json; default: the one beside the checkpoint"
     )
     parser.add_argument("--command", default="", help="what measured them")
+    parser.add_argument("--commit", default="", help="that trained it; default: the checkout's")
     parser.add_argument("--base-url", default="", metavar="URL", help="where the file will be")
     parser.add_argument("--zoo", metavar="FILE", help="list to add to; default: OUTPUT/zoo.json")
     parser.add_argument("--safetensors", action="store_true", help="instead of .pth")
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
         data=args.data,
         results=args.results,
         command=args.command,
+        commit=args.commit,
+        note=args.note,
         base_url=args.base_url,
         zoo=args.zoo,
         push=args.push,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psis_d2
+from psis_d2.config import psis_keys
 from psis_d2.engine.export import strip_checkpoint
 from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
@@ -45,6 +46,8 @@ def publish(
     data: str = "",
     results: str | None = None,
     command: str = "",
+    commit: str = "",
+    note: str = "",
     base_url: str = "",
     zoo: str | None = None,
     push: str | None = None,
@@ -64,6 +67,8 @@ def publish(
         data: what it was trained on; "" = the data sets of the config.
         results: ``results.json`` of an evaluation; None = the one beside the checkpoint, if any.
         command: the command that measured them.
+        commit: of the code that trained it; "" = the checkout's, as it is now.
+        note: what else a user has to know, such as terms of the data.
         base_url: where the file will be, without its name; "" = beside the zoo's list.
         zoo: the list to write the row to; None = ``zoo.json`` in the folder.
         push: repository of the Hugging Face hub to upload to, "ORG/REPO".
@@ -81,9 +86,10 @@ def publish(
     metrics = _metrics(results, cfg.MODEL.WEIGHTS)
     data = data or ", ".join(dict.fromkeys(filter(_is_known, cfg.DATASETS.TRAIN)))
     split = os.path.basename(cfg.PSIS.SEEN_CLASSES)
-    commit = _commit()
+    commit = commit or _commit()
     used, content, _ = strip_checkpoint(cfg)
-    facts = {"name": name, "license": license, "data": data, "split": split, "commit": commit}
+    facts = {"name": name, "license": license, "note": note}
+    facts |= {"data": data, "split": split, "commit": commit}
     content["psis_d2"] |= {
         **facts,
         **{"metrics": metrics, "command": command, "versions": _versions()},
@@ -137,13 +143,23 @@ def portable_config(cfg: CfgNode, name: str) -> CfgNode:
     cfg.MODEL.DEVICE = "cuda"
     cfg.OUTPUT_DIR = os.path.join("output", name)
     cfg.TEST.EXPECTED_RESULTS = []
-    cfg.PSIS.CACHE_DIR = ""
-    cfg.PSIS.DATA_FILES = []
-    cfg.PSIS.SHAPEMASK.PRIORS = ""  # they are among the weights
+    own = {name for name, *_ in cfg.PSIS.DATA_FILES}
+    for split in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[split]
+        cfg.DATASETS[split] = tuple(x for x in names if _is_known(x) and x not in own)
+    files = ["PSIS.CACHE_DIR", "PSIS.CATEGORY_MAP", "PSIS.DATA_FILES", "PSIS.MASK_IMAGES"]
+    files.append("PSIS.SHAPEMASK.PRIORS")  # they are among the weights
+    if os.path.isfile(cfg.PSIS.MISSING_MASKS):
+        files += [key for key in psis_keys() if key.startswith("PSIS.MISSING_MASK")]
     if os.path.isfile(cfg.PSIS.SEEN_CLASSES):
         cfg.PSIS.SEEN_CLASSES = "auto"
-    for split in ("TRAIN", "TEST"):
-        cfg.DATASETS[split] = tuple(x for x in cfg.DATASETS[split] if _is_known(x))
+    choices = {
+        "PSIS.TRAIN_CLASSES": cfg.PSIS.TRAIN_CLASSES,
+        "PSIS.TIMM.WEIGHTS": cfg.PSIS.TIMM.WEIGHTS,
+        "TEST.MASKS": cfg.TEST.MASKS,
+    }
+    files += [key for key, value in choices.items() if os.path.isfile(value)]
+    cfg.merge_from_list([x for key in files for x in (key, psis_keys()[key].default)])
     return cfg
 
 

@@ -43,6 +43,7 @@ class Model:
         metrics: {task: {metric: value}} as an evaluation writes it.
         command: the command that measured them.
         license: of the weights.
+        note: what else a user of them has to know: terms of the data, of what they started from.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Model:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     command: str = ""
     license: str = ""
+    note: str = ""
 
     @property
     def file_name(self) -> str:

@@ -14,7 +14,9 @@ Each model is used by its name: `MODEL.WEIGHTS psis_d2://NAME` in every command,
 SHA-256 at every use, and kept in the folder that `PSIS_D2_CACHE` names. `psis-d2 publish` makes
 such files; `PSIS_D2_ZOO` names further lists, by file or URL.
 
-A dash is a figure that was not measured.
+AP is that of masks in detected boxes, of categories that had masks in training (seen) and of those
+that had boxes alone (unseen); IoU in boxes is the mean overlap of masks in the annotated boxes of
+all categories with the true ones. A dash is a figure that was not measured.
 """
 _NONE = "\nNo model is published yet.\n"
 _COLUMNS = (
@@ -24,6 +26,7 @@ _COLUMNS = (
     "masks for",
     "AP seen",
     "AP unseen",
+    "IoU in boxes",
     "MB",
     "SHA-256",
     "license",
@@ -53,6 +56,7 @@ def render_page(models: Iterable[Model]) -> str:
                         _figure(model.metrics, f"segm_{group}", "AP")
                         for group in ("seen", "unseen")
                     ),
+                    _figure(model.metrics, "gtbox_all", "IoU"),
                     f"{model.size / 1e6:.1f}",
                     f"`{model.sha256[:8]}`",
                     model.license or "-",
@@ -65,7 +69,9 @@ def render_page(models: Iterable[Model]) -> str:
         if model.command
     ]
     measured = ["", "Measured by:", "", *commands] if commands else []
-    return "\n".join([_HEAD, *lines, *measured]) + "\n"
+    notes = [f"* `{model.name}`: {model.note}" for model in models if model.note]
+    terms = ["", "Where they come from:", "", *notes] if notes else []
+    return "\n".join([_HEAD, *lines, *measured, *terms]) + "\n"
 
 
 def model_card(model: Model, entry: Mapping) -> str:
@@ -97,6 +103,7 @@ def model_card(model: Model, entry: Mapping) -> str:
         + ", ".join(f"{key} {value}" for key, value in entry.get("versions", {}).items()),
         f"* SHA-256: `{model.sha256}`",
         f"* license of the weights: {model.license}",
+        *([f"* {model.note}"] if model.note else []),
         "",
     ]
     if model.metrics:

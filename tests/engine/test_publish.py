@@ -10,6 +10,7 @@ from pathlib import Path
 import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2 import model_zoo
 from psis_d2.cli import run_command
+from psis_d2.engine.publish import portable_config
 from psis_d2.errors import UserError
 from psis_d2.model_zoo.weights import read_weights, write_weights
 
@@ -59,7 +60,9 @@ def published_file(folder):
 
 def test_a_published_file_says_all_of_itself_and_holds_no_more_than_the_student(trained, tmp_path):
     out = tmp_path / "published"
-    assert publish(trained, out, "--command", "psis-d2 train", "--data", "rectangles") == 0
+    facts = ("--command", "psis-d2 train", "--data", "rectangles", "--commit", "abc123")
+    facts += ("--note", "drawn by us")
+    assert publish(trained, out, *facts) == 0
     file = published_file(out)
     row = json.loads((out / "zoo.json").read_text())["models"][0]
     assert file.name == f"tiny_{row['sha256'][:8]}.pth"
@@ -76,6 +79,8 @@ def test_a_published_file_says_all_of_itself_and_holds_no_more_than_the_student(
     assert entry["class_names"] == ["box", "cup", "hat"] and entry["seen_ids"] == [0]
     assert (entry["name"], entry["license"], entry["data"]) == ("tiny", "MIT", "rectangles")
     assert entry["split"] == "auto" and entry["command"] == "psis-d2 train"
+    assert entry["note"] == row["note"] == "drawn by us"
+    assert entry["commit"] == row["commit"] == "abc123"
     assert entry["versions"]["torch"] == str(torch.__version__)
     results = json.loads((trained[2] / "results.json").read_text())
     assert entry["metrics"].keys() == results.keys()
@@ -87,7 +92,27 @@ def test_a_published_file_says_all_of_itself_and_holds_no_more_than_the_student(
     assert str(tmp_path) not in entry["config"] and str(trained[2].parent) not in entry["config"]
     card = (out / "tiny.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
+    assert "* drawn by us\n" in card
     assert "with masks: box\n" in card and "with boxes only: cup, hat\n" in card
+
+
+def test_a_config_keeps_no_file_of_the_training(tmp_path):
+    file = tmp_path / "file.json"
+    file.write_text("{}")
+    cfg = model_zoo.get_config("light/agnostic")
+    for key in ("CATEGORY_MAP", "MASK_IMAGES", "MISSING_MASKS", "SEEN_CLASSES", "TRAIN_CLASSES"):
+        cfg.PSIS[key] = str(file)
+    cfg.PSIS.MISSING_MASK_SCORE_POWER = 2.0
+    cfg.PSIS.TIMM.WEIGHTS = cfg.TEST.MASKS = cfg.PSIS.CACHE_DIR = str(file)
+    cfg.PSIS.DATA_FILES = [["coco_2017_val_100", str(file), str(tmp_path)]]
+    cfg.DATASETS.TRAIN = ("coco_2017_val_100", "coco_2017_train", "nobody_knows")
+    before = cfg.clone()
+    found = portable_config(cfg, "tiny")
+    assert str(tmp_path) not in found.dump() and cfg == before
+    assert found.DATASETS.TRAIN == ("coco_2017_train",)
+    assert (found.PSIS.SEEN_CLASSES, found.PSIS.TRAIN_CLASSES) == ("auto", "all")
+    assert (found.PSIS.MISSING_MASKS, found.PSIS.MISSING_MASK_SCORE_POWER) == ("none", 0.0)
+    assert (found.PSIS.TIMM.WEIGHTS, found.PSIS.DATA_FILES) == ("auto", [])
 
 
 def test_it_evaluates_elsewhere_by_its_name_to_the_last_digit(trained, tmp_path, monkeypatch):

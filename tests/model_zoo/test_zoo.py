@@ -6,12 +6,16 @@ import sys
 import types
 from pathlib import Path
 
+import psis_d2
 import psis_d2.modeling  # noqa: F401  (registers the addresses)
 from psis_d2 import model_zoo
 from psis_d2.cli import main, run_command
 from psis_d2.errors import UserError
+from psis_d2.model_zoo import catalog
 from psis_d2.model_zoo.catalog import BUILTIN, Model, read_zoo, write_row
+from psis_d2.model_zoo.download import state_of
 from psis_d2.model_zoo.page import render_page
+from psis_d2.model_zoo.weights import read_weights
 
 import pytest
 from detectron2.utils.file_io import PathManager
@@ -27,7 +31,9 @@ ROW |= {"sha256": SHA, "size": len(CONTENT), "license": "MIT", "data": "shapes",
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
-    """A private zoo of one model, whose file lies beside its list."""
+    """A private zoo of one model, whose file lies beside its list; psis_d2 itself has none."""
+    (tmp_path / "none.json").write_text('{"format": 1, "models": []}')
+    monkeypatch.setattr(catalog, "BUILTIN", tmp_path / "none.json")
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "tiny.pth").write_bytes(CONTENT)
     path = tmp_path / "zoo.json"
@@ -206,6 +212,30 @@ def test_rows_are_added_and_replaced(zoo):
     assert json.loads(zoo.read_text())["models"][1]["urls"] == ROW["urls"]  # still relative
 
 
+OWN = read_zoo(str(BUILTIN))
+
+
+def test_the_zoo_is_not_empty():
+    assert OWN
+
+
+@pytest.mark.parametrize("model", OWN, ids=lambda model: model.name)
+def test_a_model_that_comes_along_is_what_the_list_says(model, monkeypatch):
+    monkeypatch.setenv("PSIS_D2_OFFLINE", "1")
+    monkeypatch.delenv("PSIS_D2_ZOO", raising=False)
+    state, path = state_of(model)
+    assert (state, path.parent) == ("right", BUILTIN.parent / "weights")
+    assert path.name == model.file_name and model.size < 25e6
+    assert model.config in model_zoo.config_names() and model.command and model.metrics
+    entry = read_weights(path)["psis_d2"]
+    facts = ("name", "license", "note", "data", "split", "commit", "command", "metrics")
+    assert {key: entry[key] for key in facts} == {key: getattr(model, key) for key in facts}
+    assert model.commit and not model.commit.endswith("-dirty")
+    pytest.importorskip("timm")
+    predictor = psis_d2.Predictor(f"psis_d2://{model.name}", device="cpu")  # all weights fit
+    assert predictor.class_names == entry["class_names"] and predictor.draws_masks
+
+
 def test_the_page_is_made_from_the_list():
     page = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
     assert page == render_page(read_zoo(str(BUILTIN))), "run psis-d2 zoo page"
@@ -214,10 +244,12 @@ def test_the_page_is_made_from_the_list():
 def test_the_page_shows_what_was_measured_and_a_dash_for_the_rest():
     model = Model(
         *("m", "shapeprop_R50", ("https://x/m.pth",), SHA, 2_500_000),
-        metrics={"segm_seen": {"AP": 41.26}},
+        metrics={"segm_seen": {"AP": 41.26}, "gtbox_all": {"IoU": 70.04}},
         command="psis-d2 train --eval-only",
+        note="photographs under their own terms",
     )
     (row,) = [line for line in render_page([model]).splitlines() if line.startswith("| `m`")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:1] + cells[4:8] == ["`m`", "41.3", "-", "2.5", f"`{SHA[:8]}`"]
+    assert cells[:1] + cells[4:9] == ["`m`", "41.3", "-", "70.0", "2.5", f"`{SHA[:8]}`"]
     assert "`psis-d2 train --eval-only`" in render_page([model])
+    assert "* `m`: photographs under their own terms\n" in render_page([model])
