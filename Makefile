@@ -11,7 +11,7 @@ DEVICE ?= cpu
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu faults bench bench-shapes check-cuda gpu-session docs lint format doctor env build clean distclean
+.PHONY: help demo test test-slow test-gpu faults bench bench-shapes experiments-smoke check-cuda gpu-session docs lint format doctor env build clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ gpu-session: ## all that a GPU is needed for: tests, sanitizer, benchmarks, mode
 
 bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
 	@$(VENV_PYTHON) -m benchmarks.yardsticks $(ARGS)
+
+experiments-smoke: build ## one row of each kind of the papers' tables on a few PartialShapes
+	@$(VENV_PYTHON) -m psis_d2 experiment --smoke $(ARGS)
 
 docs: env ## build the documentation into build/site; fails on a broken link
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt

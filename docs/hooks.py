@@ -23,7 +23,7 @@ PAGES = {
     "CONTRIBUTING.md": "architecture.md",
     "MODEL_ZOO.md": "model-zoo.md",
     "README.md": "index.md",
-    "RESULTS.md": "experiments.md",
+    "RESULTS.md": "results.md",
 }
 
 

@@ -148,6 +148,13 @@ def _add_region_config(keys: dict[str, Key]) -> None:
     node.MASK_TRAIN_BOXES = "proposals", one_of("proposals", "gt", "jittered_gt")
     # Noise of jittered_gt: sd of the center and log-size shifts, in units of the box (ShapeMask).
     node.BOX_JITTER_STD = 0.1, number(0.0), needs(("PSIS.MASK_TRAIN_BOXES", "jittered_gt"))
+    # Before that the sides of its boxes are multiplied by random factors between this and 1; 1.0 =
+    # they are not (ShapeMask, Tab. 3, last row: 0.75, as TEST.BOX_SHRINK).
+    node.BOX_TRAIN_SHRINK = (
+        1.0,
+        number(0.0, 1.0, above=True),
+        needs(("PSIS.MASK_TRAIN_BOXES", "jittered_gt")),
+    )
     # At most so many annotated boxes an image, drawn anew each time; 0 = all (ShapeMask: 8).
     on_annotated = needs(("PSIS.MASK_TRAIN_BOXES", "gt"), ("PSIS.MASK_TRAIN_BOXES", "jittered_gt"))
     node.MASK_BOXES_PER_IMAGE = 0, whole(0), on_annotated

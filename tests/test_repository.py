@@ -40,6 +40,7 @@ CLOSED_DOORS = {
     "engine": ("cli",),
     "export": ("cli",),
     "model_zoo": ("evaluation", "cli"),
+    "experiments": ("modeling", "evaluation", "engine", "cli"),
 }
 
 

@@ -1,6 +1,7 @@
 """Train and evaluate any model.
 
     psis-d2 train --config-file shapeprop_R50 --num-gpus 8
+    psis-d2 train --config-file shapeprop_R50 --seen nonvoc --num-gpus 8
     psis-d2 train --config-file shapeprop_R50 --eval-only MODEL.WEIGHTS model.pth
     psis-d2 train --config-file shapeprop_R50 --train-json train.json --train-images images/ \\
         --val-json val.json --val-images images/
@@ -29,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-random",
         action="store_true",
         help="go on with weights that do not fit the model, which stay random",
+    )
+    parser.add_argument(
+        "--seen",
+        default="",
+        metavar="SPLIT",
+        help="the categories with masks, as PSIS.SEEN_CLASSES spells them: nonvoc turns any config "
+        "of COCO around; OUTPUT_DIR gets the name behind its own",
     )
     add_data_arguments(parser)
     group = parser.add_argument_group("where it runs")

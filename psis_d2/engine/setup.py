@@ -59,6 +59,35 @@ def choose_gpus(asked: int | None) -> int:
     return asked
 
 
+def with_seen(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a run with ``--seen SPLIT`` as ``KEY VALUE`` pairs.
+
+    These are ``PSIS.SEEN_CLASSES`` and, unless it is among the pairs or the config has that split
+    already, ``OUTPUT_DIR``: that of the config with the split's name behind it, so that the two
+    directions of a method do not share a folder.
+
+    Args:
+        args: with ``config_file``, ``opts`` and ``seen``; without ``seen``, nothing is changed.
+
+    Raises:
+        UserError: the split is given twice.
+    """
+    if not args.seen:
+        return args
+    opts = [str(x) for x in args.opts or ()]
+    if "PSIS.SEEN_CLASSES" in opts[::2]:
+        raise UserError("--seen and PSIS.SEEN_CLASSES both name a split; give one of them.")
+    cfg = get_cfg()
+    add_psis_config(cfg)
+    if config_file := find_config_file(args.config_file):
+        merge_file(cfg, config_file)
+    added = ["PSIS.SEEN_CLASSES", args.seen]
+    if args.seen != cfg.PSIS.SEEN_CLASSES and "OUTPUT_DIR" not in opts[::2]:
+        name = os.path.splitext(os.path.basename(args.seen))[0]
+        added += ["OUTPUT_DIR", f"{cfg.OUTPUT_DIR}_{name}"]
+    return argparse.Namespace(**vars(args) | {"opts": added + opts})
+
+
 def build_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line.
 

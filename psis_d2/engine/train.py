@@ -11,7 +11,13 @@ from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.launch import is_first, launch
 from psis_d2.engine.lock import locked
 from psis_d2.engine.logs import failing_with_the_disk
-from psis_d2.engine.setup import build_config, choose_gpus, prepare_data, setup_run
+from psis_d2.engine.setup import (
+    build_config,
+    choose_gpus,
+    prepare_data,
+    setup_run,
+    with_seen,
+)
 from psis_d2.engine.signals import SignalGate
 from psis_d2.engine.split import adopt_split, with_classes_of_checkpoint
 from psis_d2.engine.trainer import Trainer, build_checkpointer
@@ -27,6 +33,7 @@ def train(
     config_file: str = "",
     opts: Sequence[str] = (),
     *,
+    seen: str = "",
     resume: bool = False,
     eval_only: bool = False,
     num_gpus: int | None = None,
@@ -49,6 +56,7 @@ def train(
     Args:
         config_file: a file, or a name as of :func:`psis_d2.model_zoo.get_config_file`.
         opts: ``KEY VALUE`` pairs of the config.
+        seen: see :func:`psis_d2.engine.setup.with_seen`.
         resume: go on from the last checkpoint in ``OUTPUT_DIR``.
         eval_only: evaluate ``MODEL.WEIGHTS`` instead of training.
         num_gpus: of each machine; 0 = run on the CPU, None = one GPU if there is one.
@@ -64,7 +72,7 @@ def train(
         LostProcess: one of several processes has died or hangs.
         SystemExit: one of the processes has ended with a status, or a signal has ended the run.
     """
-    args = argparse.Namespace(**locals())
+    args = with_seen(argparse.Namespace(**locals()))
     args.num_gpus = choose_gpus(args.num_gpus)
     args = with_classes_of_checkpoint(args)
     cfg = build_config(args)

@@ -40,7 +40,7 @@ def test_links_of_included_text_fit_the_page():
         "![p](docs/results.png) [r](RESULTS.md#b) [c](psis_d2/config.py) [w](https://x.y) [a](#a)"
     )
     assert hooks.relink(text, "methods/index.md") == (
-        "![p](../results.png) [r](../experiments.md#b) c [w](https://x.y) [a](#a)"
+        "![p](../results.png) [r](../results.md#b) c [w](https://x.y) [a](#a)"
     )
     assert hooks.relink("[z](MODEL_ZOO.md)", "index.md") == "[z](model-zoo.md)"
 

@@ -2,7 +2,7 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.roi_heads import jitter_boxes
+from psis_d2.modeling.roi_heads import jitter_boxes, shrink_boxes
 
 import pytest
 import torch
@@ -68,6 +68,29 @@ def test_jitter_keeps_a_box_that_would_leave_the_image():
     torch.manual_seed(0)
     boxes = Boxes(torch.tensor([[0.0, 0, 4, 4]]).repeat(200, 1))
     assert jitter_boxes(boxes, 3.0, (64, 64)).nonempty().all()
+
+
+def test_shrunk_boxes_keep_their_center_and_have_independent_sides():
+    torch.manual_seed(0)
+    boxes = Boxes(torch.tensor([[10.0, 10, 30, 50]]).repeat(4000, 1))
+    small = shrink_boxes(boxes, 0.75)
+    assert torch.allclose(small.get_centers(), boxes.get_centers(), atol=1e-4)
+    sides = (small.tensor[:, 2:] - small.tensor[:, :2]) / torch.tensor([20.0, 40.0])
+    assert sides.min() >= 0.75 - 1e-6 and sides.max() <= 1 + 1e-6
+    assert sides.mean(0).tolist() == pytest.approx([0.875, 0.875], abs=0.01)
+    assert abs(torch.corrcoef(sides.T)[0, 1]) < 0.05
+    state = torch.get_rng_state()
+    assert shrink_boxes(boxes, 1.0) is boxes and torch.equal(torch.get_rng_state(), state)
+
+
+def test_annotated_boxes_are_shrunk_where_the_config_says_so():
+    keys = ("PSIS.MASK_TRAIN_BOXES", "jittered_gt", "PSIS.BOX_JITTER_STD", 0.0)
+    batch = [x["instances"] for x in partial_batch([[True, True]])]
+    whole = tiny_model(*keys).roi_heads._regions_from_annotations(batch, True)[0]
+    model = tiny_model(*keys, "PSIS.BOX_TRAIN_SHRINK", 0.5)
+    small = model.roi_heads._regions_from_annotations(batch, True)[0]
+    share = small.proposal_boxes.area() / whole.proposal_boxes.area()
+    assert (share > 0.25).all() and (share < 1).all()
 
 
 def test_feature_drop_takes_whole_regions_unscaled():
