@@ -159,6 +159,26 @@ def _add_region_config(keys: dict[str, Key]) -> None:
     on_annotated = needs(("PSIS.MASK_TRAIN_BOXES", "gt"), ("PSIS.MASK_TRAIN_BOXES", "jittered_gt"))
     node.MASK_BOXES_PER_IMAGE = 0, whole(0), on_annotated
 
+    # ---- objects without a mask, in any RoI mask head ------------------------------------------
+    # Learn from their boxes, by BoxInst's losses (Tian et al., CVPR 2021); CondInst has keys of its
+    # own for that, PSIS.CONDINST.SUPERVISION.
+    node.BOX_LOSSES = False, flag()
+    on_boxes = needs(("PSIS.BOX_LOSSES", True))
+    # Weights of the loss on the mask's extents and of that on pairs of like color (BoxInst: 1).
+    node.PROJECTION_WEIGHT = 1.0, number(0.0), on_boxes
+    node.PAIRWISE_WEIGHT = 1.0, number(0.0), on_boxes
+    # Distance of the eight neighbors that a cell is paired with, in cells of the region's mask.
+    node.PAIRWISE_DILATION = 2, whole(1), on_boxes
+    # Pairs whose colors are at least so similar belong together (BoxInst).
+    node.COLOR_THRESHOLD = 0.3, number(0.0, 1.0), on_boxes
+    # Iterations in which their loss grows to its full weight (BoxInst's released code).
+    node.PAIRWISE_WARMUP = 10000, whole(0), on_boxes
+    # Learn from annotated points, point_coords and point_labels in the json (PointSup, Cheng et
+    # al., CVPR 2022); they are annotations of their own, which the split of masks leaves alone.
+    node.POINTS = False, flag()
+    # Weight of their loss (PointSup: 1).
+    node.POINT_WEIGHT = 1.0, number(0.0), needs(("PSIS.POINTS", True))
+
     # ---- regularizers of any RoI mask head, training only --------------------------------------
     # Drop channels of the RoI features: the control that a method's gain has to beat.
     node.ROI_CHANNEL_DROPOUT = 0.0, number(0.0, 1.0)

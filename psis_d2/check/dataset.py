@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from psis_d2.check.findings import Findings
+from psis_d2.data.points import usable_points
 from psis_d2.data.supervision import usable_segmentation
 from psis_d2.errors import UserError
 
@@ -30,6 +31,8 @@ class CategoryCounts:
     name: str
     objects: int = 0
     masks: int = 0
+    points: int = 0
+    """Objects with annotated points."""
     crowds: int = 0
 
 
@@ -55,6 +58,11 @@ class DatasetCheck:
         return sum(x.objects for x in self.categories.values())
 
     @property
+    def points(self) -> int:
+        """Objects with annotated points, with or without a mask."""
+        return sum(x.points for x in self.categories.values())
+
+    @property
     def masks(self) -> int:
         """Objects with a usable mask."""
         return sum(x.masks for x in self.categories.values())
@@ -66,6 +74,7 @@ class DatasetCheck:
             "images": self.images,
             "objects": self.objects,
             "masks": self.masks,
+            "points": self.points,
             "categories": [
                 {**vars(counts), "seen": counts.masks > 0} for counts in self.categories.values()
             ],
@@ -191,6 +200,7 @@ def _check_annotations(annotations: list[dict], records: dict, check: DatasetChe
                 continue
             counts.objects += 1
             counts.masks += _check_mask(annotation, records[image], label, check)
+            counts.points += _check_points(annotation, records[image], label, check)
             objects.setdefault(image, []).append(annotation)
     return objects
 
@@ -239,6 +249,19 @@ def _check_mask(annotation: dict, record: dict, label: str, check: DatasetCheck)
     _, _, box_width, box_height = annotation["bbox"]
     check.mask_shares.append(min(1.0, inside / (box_width * box_height)))
     return True
+
+
+def _check_points(annotation: dict, record: dict, label: str, check: DatasetCheck) -> bool:
+    """Whether an annotation has points that training can use."""
+    points = usable_points(annotation)
+    label = f"{label} in {record['file_name']}"
+    if points is None:
+        check.findings.add("bad points", label)
+        return False
+    x, y, width, height = annotation["bbox"]
+    if not all(x <= px <= x + width and y <= py <= y + height for px, py, _ in points):
+        check.findings.add("points outside box", label)
+    return bool(points)
 
 
 def _mask_areas(segmentation, box: list, height: int, width: int) -> tuple[int, int]:

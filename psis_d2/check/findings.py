@@ -56,6 +56,16 @@ KINDS = {
         "masks that lie outside of their box for the most part",
         "see whether both are in pixels of this image",
     ),
+    "bad points": (
+        ERROR,
+        "points that are not a list of [x, y] with as many labels of 0 or 1",
+        "correct or remove point_coords and point_labels",
+    ),
+    "points outside box": (
+        WARNING,
+        "objects with points outside of their box, of which nothing is learned there",
+        "see whether they are in pixels of this image",
+    ),
     "crowd": (
         NOTE,
         "crowd regions (iscrowd): neither trained on nor measured",

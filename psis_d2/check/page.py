@@ -72,6 +72,8 @@ def _section(title: str, check: DatasetCheck) -> str:
         (check.masks, "of them with a mask"),
         (f"{seen} / {len(check.categories)}", "categories seen with masks"),
     ]
+    if check.points:
+        cards.insert(3, (check.points, "of them with points"))
     shown = "".join(f"<div class='card'><b>{n}</b>{text}</div>" for n, text in cards)
     return (
         f"<h2>{html.escape(title)}</h2><p class='muted'><code>{html.escape(check.json_file)}</code>"

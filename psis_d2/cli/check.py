@@ -58,8 +58,10 @@ def table(title: str, check) -> str:
         [x.name, x.objects, x.masks, x.crowds, "seen" if x.masks else "unseen"]
         for x in check.categories.values()
     ]
+    points = f", {check.points} with points" if check.points else ""
+    counts = f"{check.images} images, {check.objects} objects, {check.masks} with a mask"
     lines = [
-        f"{title}: {check.images} images, {check.objects} objects, {check.masks} with a mask",
+        f"{title}: {counts}{points}",
         tabulate(rows, ["category", "objects", "with mask", "crowds", ""]),
     ]
     for finding in check.findings:

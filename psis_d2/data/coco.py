@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from psis_d2.data import points
 from psis_d2.data.records import number_annotations, read_id, usable_records
 from psis_d2.errors import UserError
 
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 # Of an image that LVIS lists, its data set's folders and names are behind this part of its url.
 _URL_PARTS = 2
-_ANNOTATION_KEYS = ("id", "json_id", "bbox", "iscrowd", "ignore", "segmentation", "area")
+_ANNOTATION_KEYS = (
+    *("id", "json_id", "bbox", "iscrowd", "ignore", "segmentation", "area"),
+    *points.KEYS,
+)
 _LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from psis_d2.data.images import read_image
+from psis_d2.data.points import add_points
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class PartialMaskMapper:
         ``foreign_masks`` there is ``gt_mask_weight`` (float32, N), too: 1 for an annotated mask,
         its weight for a foreign one, 0 for none. Instances whose box is empty are left out; one
         whose mask is empty after a crop stays, without a mask;
+      * with ``use_points``, ``gt_points`` and ``gt_point_labels``, see
+        :func:`~psis_d2.data.points.add_points`;
       * when training on images of which some are annotated for a part of the classes only,
         ``gt_exhaustive`` (bool, N, the same for all N): whether this one has them all;
       * with ``with_boxes``, ``gt_ids`` (int64, N): the annotation ids.
@@ -55,6 +58,7 @@ class PartialMaskMapper:
         use_masks: bool = True,
         with_boxes: bool = False,
         foreign_masks: bool = False,
+        use_points: bool = False,
         pixel_range: Sequence[float] = (),
     ):
         """Make a mapper from parts; ``PartialMaskMapper(cfg, is_train)`` reads them from a config.
@@ -67,6 +71,7 @@ class PartialMaskMapper:
             with_boxes: whether, outside training, instances with boxes and ids are made.
             foreign_masks: whether masks that are no annotations are used, see
                 :func:`~psis_d2.data.supervision.add_foreign_masks`.
+            use_points: whether training instances get their annotated points.
             pixel_range: see :func:`~psis_d2.data.images.read_pixels`.
         """
         self.is_train = is_train
@@ -75,6 +80,7 @@ class PartialMaskMapper:
         self.use_masks = use_masks
         self.with_boxes = with_boxes
         self.foreign_masks = foreign_masks
+        self.use_points = use_points
         self.pixel_range = pixel_range
 
     @classmethod
@@ -89,6 +95,7 @@ class PartialMaskMapper:
             "use_masks": cfg.MODEL.MASK_ON,
             "with_boxes": with_boxes,
             "foreign_masks": cfg.PSIS.MISSING_MASKS != "none",
+            "use_points": cfg.MODEL.MASK_ON and cfg.PSIS.POINTS,
             "pixel_range": cfg.PSIS.PIXEL_RANGE,
         }
 
@@ -143,8 +150,10 @@ class PartialMaskMapper:
         instances = instances[keep]
         if exhaustive is not None:
             instances.gt_exhaustive = torch.full((len(instances),), exhaustive, dtype=torch.bool)
+        kept = [a for a, stays in zip(annotations, keep.tolist(), strict=True) if stays]
+        if self.use_points:
+            add_points(instances, kept, transforms)
         if self.use_masks:
-            kept = [a for a, stays in zip(annotations, keep.tolist(), strict=True) if stays]
             masks = np.zeros((len(kept), *size), dtype=bool)
             weights = torch.zeros(len(kept))
             for row, annotation in enumerate(kept):

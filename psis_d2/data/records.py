@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from psis_d2.data.plausibility import warn_of_crowds, warn_of_units
+from psis_d2.data.points import read_points
 from psis_d2.data.supervision import clean_annotations
 from psis_d2.errors import UserError, check_choice
 
@@ -47,6 +48,7 @@ def usable_records(
     * Boxes are four finite numbers, XYXY_ABS or XYWH_ABS; those of zero width or height are left
       out, with one warning that counts them.
     * ``area`` stays only if it is a positive number.
+    * Points are checked, see :mod:`psis_d2.data.points`.
     * Masks are cleaned by :func:`~psis_d2.data.supervision.clean_annotations`.
     * Coordinates that look as if they were in another unit, and crowds that look like single
       objects, are warned of.
@@ -275,6 +277,7 @@ def _read_annotation(
         category_id=category,
         iscrowd=int(ignored or (crowd and not taken)),
     )
+    read_points(annotation, own_id, where)
     area = annotation.pop("area", None)
     if _is_real(area) and 0 < area < _HUGE**2:
         annotation["area"] = float(area)

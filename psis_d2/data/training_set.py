@@ -16,6 +16,7 @@ from psis_d2.data.foreign_masks import (
 )
 from psis_d2.data.grabcut.cache import cached_grabcut_masks
 from psis_d2.data.joint import read_category_map
+from psis_d2.data.points import report_points
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.data.supervision import (
     add_foreign_masks,
@@ -112,6 +113,7 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
             *(cfg.PSIS.MISSING_MASKS, len(given), left.without_mask),
             f", of weight {min(given):.3g} to {max(given):.3g}" if given else "",
         )
+    report_points(dicts, cfg.PSIS.POINTS)
     return _masked_images(dicts) if cfg.PSIS.MASKED_IMAGES_ONLY else dicts
 
 

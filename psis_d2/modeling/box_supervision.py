@@ -105,7 +105,7 @@ def directions(dilation: int) -> list[tuple[int, int]]:
     return [(0, dilation), (dilation, -dilation), (dilation, 0), (dilation, dilation)]
 
 
-def _pair_windows(height: int, width: int, step: tuple[int, int]) -> tuple[tuple, tuple]:
+def pair_windows(height: int, width: int, step: tuple[int, int]) -> tuple[tuple, tuple]:
     """Index of all cells that have a neighbor in a direction, and of these neighbors."""
     down, right = step
     here = slice(0, max(height - down, 0)), slice(max(-right, 0), max(width - max(right, 0), 0))
@@ -133,7 +133,7 @@ def similar_neighbors(
     colors = colors[:, :valid_rows]
     height, width = colors.shape[-2:]
     for k, step in enumerate(directions(dilation)):
-        here, there = _pair_windows(height, width, step)
+        here, there = pair_windows(height, width, step)
         distance = (colors[here] - colors[there]).norm(dim=0)
         similar[k, :height, :width][here[1:]] = (-distance / 2).exp() >= threshold
     return similar
@@ -166,7 +166,7 @@ def pairwise_loss(
     flat = logits.flatten()
     total, count = flat.new_zeros(()), flat.new_zeros(())
     for k, (down, right) in enumerate(directions(dilation)):
-        here, there = _pair_windows(height, width, (down, right))
+        here, there = pair_windows(height, width, (down, right))
         weights = torch.zeros_like(inside, dtype=torch.uint8)
         weights[here] = inside[here].byte() + inside[there].byte()
         weights *= similar[images, k]

@@ -160,19 +160,20 @@ class PartialROIHeads(StandardROIHeads):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """Sample proposals as Detectron2 does, without copying a full mask for each of them.
+        """Sample proposals as Detectron2 does, without copying a mask or points for each of them.
 
         Every sampled proposal gets ``gt_index``, the row of its object in the image's target, and
-        ``gt_has_mask`` and ``gt_mask_weight``, if targets have it; ``gt_masks`` stays in the
-        target, where it is cut out on demand. Background of images that are annotated for a part of
-        the classes (``gt_exhaustive`` false) is left out of the sample: it may be an object of
-        another class.
+        ``gt_has_mask`` and ``gt_mask_weight``, if targets have it; ``gt_masks`` and points stay in
+        the target, where they are cut out on demand. Background of images that are annotated for a
+        part of the classes (``gt_exhaustive`` false) is left out of the sample: it may be an object
+        of another class.
         """
         light = []
         for target in targets:
             fields = Instances(target.image_size, **target.get_fields())
-            if fields.has("gt_masks"):
-                fields.remove("gt_masks")
+            for name in ("gt_masks", "gt_points", "gt_point_labels"):
+                if fields.has(name):
+                    fields.remove(name)
             fields.gt_index = torch.arange(len(target), device=target.gt_classes.device)
             light.append(fields)
         sampled = super().label_and_sample_proposals(proposals, light)
@@ -269,7 +270,7 @@ class PartialROIHeads(StandardROIHeads):
             targets=targets,
             sampled=samples,
             wide_frames=frames if self.mask_head.needs.wide_frames else None,
-            images=images if self.mask_head.needs.images else None,
+            images=images if self.mask_head.wants_images else None,
             all_annotated=self._annotated_only,
         )
 
@@ -280,7 +281,7 @@ class PartialROIHeads(StandardROIHeads):
     @property
     def _annotated_only(self) -> bool:
         """Whether regions without a mask are of no use to the mask head."""
-        return self.mask_head.trains_on == "annotated"
+        return not self.mask_head.wants_all
 
     def _trainable(self, instances: Instances, annotated_only: bool) -> Tensor:
         """bool [N]: foreground, and with a mask to learn from where the mask head asks for it."""

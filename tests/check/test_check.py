@@ -62,6 +62,8 @@ FAULTS = {
     "tiny object": lambda c, i, a: _second(a, "bbox", [5, 5, 3, 9]),
     "bad mask": lambda c, i, a: _second(a, "segmentation", [[1, 2, 3, 4]]),
     "mask outside box": lambda c, i, a: _second(a, "segmentation", [[0, 0, 3, 0, 3, 3, 0, 3]]),
+    "bad points": lambda c, i, a: _second(a, "point_labels", [1]),
+    "points outside box": lambda c, i, a: a[1].update(point_coords=[[0, 0]], point_labels=[1]),
     "crowd": lambda c, i, a: _second(a, "iscrowd", 1),
     "no object at all": lambda c, i, a: c["categories"].append({"id": 9, "name": "ship"}),
     "other size": lambda c, i, a: _second(i, "width", 65),

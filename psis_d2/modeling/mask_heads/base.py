@@ -11,7 +11,8 @@ from typing import ClassVar
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.framed_masks import FramedMasks
-from psis_d2.modeling.losses import mask_bce, zero_loss
+from psis_d2.modeling.losses import mask_bce, select_class, zero_loss
+from psis_d2.modeling.weak_losses import WeakLoss, weak_losses_of
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
@@ -89,7 +90,7 @@ class RegionMaskHead(nn.Module, ABC):
     """
 
     trains_on: ClassVar[str] = "annotated"
-    """Regions that training brings: "annotated", foreground with a mask; "foreground", all
+    """Regions that :meth:`losses` is given: "annotated", foreground with a mask; "foreground", all
     foreground, for a head that has a use for features without a mask."""
     needs: Needs = Needs()
     """What the head asks the ROI heads for; of the class, or of one that knows it when built."""
@@ -102,7 +103,12 @@ class RegionMaskHead(nn.Module, ABC):
     """Whether the head adds an MLP's logits where ``PSIS.MLP_BRANCH`` asks for it."""
 
     def __init__(
-        self, *, loss_weight: float = 1.0, channel_dropout: float = 0.0, feature_drop: float = 0.0
+        self,
+        *,
+        loss_weight: float = 1.0,
+        channel_dropout: float = 0.0,
+        feature_drop: float = 0.0,
+        weak: tuple[WeakLoss, ...] = (),
     ):
         super().__init__()
         if feature_drop > 0 and not self.has_shape_prior:
@@ -111,6 +117,7 @@ class RegionMaskHead(nn.Module, ABC):
                 "prior to fall back on; set it to 0 or use a mask head with a shape prior."
             )
         self.loss_weight = loss_weight
+        self.weak = weak
         self.regularize = RegionRegularizer(channel_dropout, feature_drop)
 
     @classmethod
@@ -124,7 +131,19 @@ class RegionMaskHead(nn.Module, ABC):
         return {
             "channel_dropout": cfg.PSIS.ROI_CHANNEL_DROPOUT,
             "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,
+            "weak": weak_losses_of(cfg),
         }
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether training is to bring all foreground: the head has a use for it, or its losses of
+        regions without a mask have."""
+        return bool(self.weak) or self.trains_on == "foreground"
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether training is to bring the images, for the head or its losses."""
+        return self.needs.images or any(loss.reads_images for loss in self.weak)
 
     @classmethod
     def prepare(cls, cfg) -> None:
@@ -173,6 +192,34 @@ class RegionMaskHead(nn.Module, ABC):
         logits = self.predict(context)
         return {"loss_mask": self.mask_loss(context, logits)}
 
+    def weak_losses(self, context: RegionContext) -> dict[str, Tensor]:
+        """What regions without a mask say by their boxes and points, see :class:`WeakLoss`.
+
+        These regions pass the head by themselves, after those that :meth:`losses` is given, so that
+        a head need not know of them.
+
+        Args:
+            context: R >= 0 regions, those with a mask among them.
+
+        Returns:
+            The losses by name; a zero that is connected to all parameters where no region has one.
+        """
+        if not self.weak:
+            return {}
+        losses = {name: zero_loss(self) for loss in self.weak for name in loss.names}
+        others = context.select(~context.has_mask)
+        wanted = torch.stack([loss.wants(others) for loss in self.weak])
+        some = wanted.any(dim=0)
+        others = others.select(some)
+        if len(others) == 0:
+            losses[self.weak[0].names[0]] += self.take_part(others)
+            return losses
+        logits = select_class(self.predict(others), others.classes).float()
+        for loss, keep in zip(self.weak, wanted[:, some], strict=True):
+            if keep.any():
+                losses |= loss(others.select(keep), logits[keep])
+        return losses
+
     def take_part(self, context: RegionContext) -> Tensor | float:
         """A zero that comes of R = 0 regions, for norms that synchronize processes.
 
@@ -215,7 +262,8 @@ class RegionMaskHead(nn.Module, ABC):
         Masks of wide frames are :class:`~psis_d2.modeling.framed_masks.FramedMasks`.
         """
         if self.training:
-            return self.losses(context)
+            own = context if self.trains_on == "foreground" else context.annotated
+            return self.losses(own) | self.weak_losses(context)
         # Detectron2 pastes an empty tensor as it is, whatever the size of its empty masks.
         logits = self.predict(context) if len(context) else context.features.new_zeros(0, 1, 1, 1)
         mask_rcnn_inference(logits, context.regions)

@@ -99,7 +99,7 @@ class TeacherStudentMaskHead(RegionMaskHead):
         student_only: bool = False,
         predict_with: str = "student",
     ):
-        super().__init__(loss_weight=student_weight)
+        super().__init__(loss_weight=student_weight, weak=() if student_only else teacher.weak)
         self.regularize = nn.Identity()  # both heads have their own
         self.teacher = None if student_only else teacher
         self.student = student
@@ -196,6 +196,15 @@ class TeacherStudentMaskHead(RegionMaskHead):
         warming_up = self.warm_start > 0 and get_event_storage().iter < self.warm_start
         losses["loss_mask"] = self.student_loss(annotated if warming_up else context)
         return losses
+
+    def weak_losses(self, context: RegionContext) -> dict[str, Tensor]:
+        """The teacher's, with the suffix ``_teacher``: the student has its pseudo masks."""
+        if not self.weak:
+            return {}
+        return {
+            f"{name}_teacher": self.teacher_weight * loss
+            for name, loss in self.teacher.weak_losses(context).items()
+        }
 
     def student_loss(self, context: RegionContext) -> Tensor:
         """The weighted loss of the student on R >= 0 regions, connected to all its parameters."""
