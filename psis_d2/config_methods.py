@@ -360,7 +360,7 @@ def _add_nasfpn_config(keys: dict[str, Key]) -> None:
 def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     """Teacher-student mask heads (Zhao et al., "Rethinking Mask Heads"); no code was released.
 
-    For ``TeacherStudentMaskHead`` and, from ``POSTPROCESS`` on but for ``STUDENT_CHANNELS``, for
+    For ``TeacherStudentMaskHead`` and, from ``POSTPROCESS`` on but for what says otherwise, for
     CondInst with ``PSIS.CONDINST.STUDENT``.
     """
     node = Keys(keys, "PSIS.TEACHER_STUDENT")
@@ -388,6 +388,15 @@ def _add_teacher_student_config(keys: dict[str, Key]) -> None:
     # the paper is implemented in) | all, with nothing as the target of the others (paper Eq. 3, and
     # the configs of its rows).
     node.STUDENT_CHANNELS = "own_class", one_of("own_class", "all")
+    # How much the cells of pseudo masks count, RoI heads alone: equal (the paper) | cells, by how
+    # sure each is | masks, by the mean probability of a mask's foreground (BoxTeacher).
+    node.TRUST = "equal", one_of("equal", "cells", "masks")
+    # RoI heads alone: pseudo masks come from a running mean of the teacher's weights, of this
+    # momentum, such as 0.999; 0.0 = from the teacher itself (the paper).
+    node.MOMENTUM = 0.0, number(0.0, 1.0, below=True)
+    # RoI heads alone: no pseudo masks before the running mean of the teacher's own mask loss is
+    # below this, such as 0.3; 0.0 = do not wait (the paper).
+    node.WARM_LOSS = 0.0, number(0.0)
     # Iterations before pseudo masks are learned from; the paper names none.
     node.WARM_START = 0, whole(0)
     # Weights of the teacher's losses and the student's (paper Eq. 7: equal) ...

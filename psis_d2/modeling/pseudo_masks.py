@@ -13,8 +13,32 @@ from psis_d2.ops import mean_field
 import torch
 from torch import Tensor
 
+TRUSTS = ("equal", "cells", "masks")
 POSTPROCESSINGS = ("threshold", "interaction", "crf")
 PREDICT_WITH = ("student", "teacher")
+
+
+def trust_in(kind: str, probability: Tensor, masks: Tensor) -> Tensor:
+    """How much the cells of pseudo masks count in a loss.
+
+    Args:
+        kind: "equal"; "cells", each by how sure it is, |2 p - 1|, and fully where cleaning has
+            decided; "masks", each mask by the mean probability of its foreground, an empty one not
+            at all (as BoxTeacher rates masks: Cheng et al., CVPR 2023).
+        probability: float [R, M, M], what the masks were cut from.
+        masks: float [R, M, M] of 0 and 1.
+
+    Returns:
+        float [R, M, M] in [0, 1].
+    """
+    if kind == "equal":
+        return torch.ones_like(probability)
+    if kind == "cells":
+        decided = (probability >= 0.5) & (masks == 0)
+        return torch.where(decided, 1, (2 * probability - 1).abs())
+    inside = masks.sum(dim=(1, 2), keepdim=True)
+    quality = (probability * masks).sum(dim=(1, 2), keepdim=True) / inside.clamp(min=1)
+    return quality.expand_as(masks)
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,10 @@ class PseudoMasks:
         """
         return mean_field(teacher[:, None], colors, **self.crf)[:, 0]
 
+    def combined(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The probability that is compared with the threshold; arguments as for the call."""
+        return (teacher + student) / 2 if self.kind == "interaction" else teacher
+
     @torch.no_grad()
     def __call__(
         self,
@@ -91,6 +119,5 @@ class PseudoMasks:
         Returns:
             bool [N, H, W], without a gradient.
         """
-        probability = (teacher + student) / 2 if self.kind == "interaction" else teacher
-        masks = probability >= self.threshold
+        masks = self.combined(teacher, student) >= self.threshold
         return masks & inside_box & ~seen_masks if self.cleaning else masks

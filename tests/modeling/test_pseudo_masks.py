@@ -2,7 +2,7 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.pseudo_masks import PseudoMasks
+from psis_d2.modeling.pseudo_masks import PseudoMasks, trust_in
 
 import pytest
 import torch
@@ -63,3 +63,13 @@ def test_settings_are_those_of_the_config():
     made.sharpen(TEACHER, torch.zeros(1, 3, 1, 6))  # these are settings of the CRF
     with pytest.raises(UserError, match="POSTPROCESS is 'none'; choose one of thresh.*, crf"):
         PseudoMasks("none")
+
+
+def test_trust_by_hand():
+    probability = torch.tensor([[[0.9, 0.6], [0.5, 0.2]], [[0.1, 0.2], [0.3, 0.7]]])
+    masks = torch.tensor([[[1.0, 1], [1, 0]], [[0, 0], [0, 0]]])  # the last .7 is cleaned away
+    assert torch.equal(trust_in("equal", probability, masks), torch.ones(2, 2, 2))
+    cells = torch.tensor([[[0.8, 0.2], [0, 0.6]], [[0.8, 0.6], [0.4, 1]]])
+    torch.testing.assert_close(trust_in("cells", probability, masks), cells)
+    by_mask = torch.tensor([2 / 3, 0])[:, None, None].expand(2, 2, 2)
+    torch.testing.assert_close(trust_in("masks", probability, masks), by_mask)

@@ -211,7 +211,17 @@ def losses_and_gradients(model, batch):
     return losses, {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", region_configs())
+# A head of each kind: on masks alone, on all foreground, made of two.
+FAST = ("FCNMaskHead", "OPMaskHead", "TeacherStudentMaskHead")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in region_configs()
+    ],
+)
 def test_every_head_learns_from_boxes_and_points(name, folder):
     """Of objects without a mask, whose garbage stays unseen; the mask's losses stay what they
     are."""

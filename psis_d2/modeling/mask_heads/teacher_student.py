@@ -13,6 +13,8 @@ dropout, and with the running statistics of batch norms, which mask-annotated re
 """
 
 import contextlib
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -20,7 +22,7 @@ from psis_d2.errors import UserError, check_choice
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.losses import select_class, zero_loss
 from psis_d2.modeling.mask_heads.base import RegionMaskHead, prepare_mask_head
-from psis_d2.modeling.pseudo_masks import PREDICT_WITH, PseudoMasks
+from psis_d2.modeling.pseudo_masks import PREDICT_WITH, TRUSTS, PseudoMasks, trust_in
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,12 @@ class TeacherStudentMaskHead(RegionMaskHead):
             what they were before.
         channels: "own_class": only the channel of the region's class learns; "all": all do, the
             target of the other classes' is empty (Eq. 3).
+        trust: how much the cells of pseudo masks count, see
+            :func:`~psis_d2.modeling.pseudo_masks.trust_in`.
+        momentum: of the teacher that makes pseudo masks, a running mean of the teacher's weights
+            (Tarvainen and Valpola, NeurIPS 2017); 0: it is the teacher itself.
+        warm_loss: learn from true masks only, too, until the running mean of the teacher's own mask
+            loss is below this; 0: do not wait.
         warm_start: iterations in which the student learns from true masks only; regions without are
             then left out of the average.
         teacher_weight, student_weight: factors of all losses of the two.
@@ -92,6 +100,9 @@ class TeacherStudentMaskHead(RegionMaskHead):
         pseudo_masks: PseudoMasks,
         pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
         channels: str = "own_class",
+        trust: str = "equal",
+        momentum: float = 0.0,
+        warm_loss: float = 0.0,
         warm_start: int = 0,
         teacher_weight: float = 1.0,
         student_weight: float = 1.0,
@@ -107,6 +118,15 @@ class TeacherStudentMaskHead(RegionMaskHead):
         self.pseudo_masks = pseudo_masks
         self.pixel_std = tuple(pixel_std)
         self.channels = channels
+        check_choice("PSIS.TEACHER_STUDENT.TRUST", trust, TRUSTS)
+        self.trust = trust
+        self.momentum = momentum
+        self.slow_teacher = None
+        if momentum > 0 and self.teacher is not None:
+            self.slow_teacher = copy.deepcopy(self.teacher).requires_grad_(False)
+        self.warm_loss = warm_loss
+        if warm_loss > 0:
+            self.register_buffer("taught", torch.tensor(math.inf))
         self.warm_start = warm_start
         self.teacher_weight = teacher_weight
         self.pseudo_weight = pseudo_weight
@@ -147,6 +167,9 @@ class TeacherStudentMaskHead(RegionMaskHead):
             "pseudo_masks": PseudoMasks.from_config(cfg),
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "channels": node.STUDENT_CHANNELS,
+            "trust": node.TRUST,
+            "momentum": node.MOMENTUM,
+            "warm_loss": node.WARM_LOSS,
             "warm_start": node.WARM_START,
             "teacher_weight": node.TEACHER_WEIGHT,
             "student_weight": node.STUDENT_WEIGHT,
@@ -193,9 +216,36 @@ class TeacherStudentMaskHead(RegionMaskHead):
             f"{name}_teacher": self.teacher_weight * loss
             for name, loss in self.teacher.losses(annotated).items()
         }
-        warming_up = self.warm_start > 0 and get_event_storage().iter < self.warm_start
+        if self.slow_teacher is not None:
+            self._follow()
+        warming_up = self._warming_up(losses["loss_mask_teacher"], len(annotated) > 0)
         losses["loss_mask"] = self.student_loss(annotated if warming_up else context)
         return losses
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the slow teacher a step towards the teacher; its norms' statistics are copied."""
+        pairs = zip(self.slow_teacher.parameters(), self.teacher.parameters(), strict=True)
+        for slow, fast in pairs:
+            slow.lerp_(fast.to(slow), 1 - self.momentum)
+        for slow, fast in zip(self.slow_teacher.buffers(), self.teacher.buffers(), strict=True):
+            slow.copy_(fast)
+
+    def _warming_up(self, loss: Tensor, counts: bool) -> bool:
+        """Whether the student is to see true masks alone.
+
+        Args:
+            loss: the teacher's weighted mask loss.
+            counts: whether it is of any mask.
+        """
+        if self.warm_loss > 0:
+            if counts:
+                now = loss.detach().float() / (self.teacher_weight or 1.0)
+                first = self.taught.isinf()
+                self.taught.copy_(torch.where(first, now, 0.98 * self.taught + 0.02 * now))
+            if self.taught.item() >= self.warm_loss:
+                return True
+        return self.warm_start > 0 and get_event_storage().iter < self.warm_start
 
     def weak_losses(self, context: RegionContext) -> dict[str, Tensor]:
         """The teacher's, with the suffix ``_teacher``: the student has its pseudo masks."""
@@ -218,13 +268,15 @@ class TeacherStudentMaskHead(RegionMaskHead):
                 f"{type(self.student).__name__} predicts {logits.shape[1]} a region; set it to "
                 "own_class, or PSIS.TEACHER_STUDENT.STUDENT to another head."
             )
-        targets = self.targets(context, logits)
+        targets, trust = self._targets_and_trust(context, logits)
         own = select_class(logits, context.classes).float()
         if self.channels == "all":
             # The cross-entropy with target t is softplus(x) - x t, and t is 0 but for one channel.
             cells = F.softplus(logits.float()).sum(dim=1) - own * targets
         else:
             cells = F.binary_cross_entropy_with_logits(own, targets, reduction="none")
+        if trust is not None:
+            cells = cells * trust
         of_masks = context.mask_weights
         weights = torch.where(
             context.has_mask, 1.0 if of_masks is None else of_masks, self.pseudo_weight
@@ -242,22 +294,36 @@ class TeacherStudentMaskHead(RegionMaskHead):
         Returns:
             float32 [R, M, M] of 0 and 1.
         """
+        return self._targets_and_trust(context, logits)[0]
+
+    @torch.no_grad()
+    def _targets_and_trust(
+        self, context: RegionContext, logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`targets`; and the factors of the cells' losses, None if all are 1."""
         side = logits.shape[-1]
-        seen = context.has_mask
+        seen, trust = context.has_mask, None
         targets = torch.zeros(len(context), side, side, device=logits.device)
         targets[seen] = context.annotated.mask_targets(side)
         if not seen.all():
             unseen = context.select(~seen)
             classes = unseen.classes
-            with _as_in_tests(self.teacher):
-                taught = select_class(self.teacher.predict(unseen), classes)
+            teacher = self.teacher if self.slow_teacher is None else self.slow_teacher
+            with _as_in_tests(teacher):
+                taught = select_class(teacher.predict(unseen), classes)
             own = select_class(logits[~seen], classes)
-            targets[~seen] = pseudo = self.pseudo_targets(unseen, taught, own)
+            pseudo, probability = self.pseudo_targets(unseen, taught, own)
+            targets[~seen] = pseudo
+            if self.trust != "equal":
+                trust = torch.ones_like(targets)
+                trust[~seen] = trust_in(self.trust, probability, pseudo)
             get_event_storage().put_scalar("pseudo_masks/foreground", pseudo.mean().item())
-        return targets
+        return targets, trust
 
     @torch.no_grad()
-    def pseudo_targets(self, context: RegionContext, teacher: Tensor, student: Tensor) -> Tensor:
+    def pseudo_targets(
+        self, context: RegionContext, teacher: Tensor, student: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Targets of regions without a mask, see :class:`PseudoMasks`.
 
         Args:
@@ -267,7 +333,8 @@ class TeacherStudentMaskHead(RegionMaskHead):
             student: float [R, M, M], logits of the annotated class.
 
         Returns:
-            float32 [R, M, M] of 0 and 1.
+            float32 [R, M, M] of 0 and 1, and float32 [R, M, M], the probabilities that they were
+            cut from.
         """
         make, side = self.pseudo_masks, student.shape[-1]
         probability = resize_map(teacher.float().sigmoid()[:, None], side)[:, 0]
@@ -277,7 +344,8 @@ class TeacherStudentMaskHead(RegionMaskHead):
         cleaning = ()
         if make.cleaning:
             cleaning = (context.object_cells(side), context.annotated_cells(side))
-        return make(probability, student.float().sigmoid(), *cleaning).float()
+        own = student.float().sigmoid()
+        return make(probability, own, *cleaning).float(), make.combined(probability, own)
 
 
 @contextlib.contextmanager
