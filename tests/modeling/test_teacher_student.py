@@ -4,23 +4,28 @@ import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.framed_masks import FramedMasks
-from psis_d2.modeling.losses import select_class
-from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
+from psis_d2.modeling.mask_heads.base import Needs
 from psis_d2.modeling.mask_heads.teacher_student import (
-    TeacherStudentMaskHead,
     resize_map,
 )
-from psis_d2.modeling.pseudo_masks import PseudoMasks, trust_in
+from psis_d2.modeling.pseudo_masks import PseudoMasks
 
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_mask_head
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage
-from torch import nn
+from detectron2.structures import Boxes
 
+from drawn_heads import (
+    EXPECTED,
+    SEEN_CELLS,
+    TEACHER,
+    drawing,
+    losses_of,
+    scene,
+    targets_of,
+)
 from model_builders import (
     HOURGLASS,
     MASKX,
@@ -35,183 +40,6 @@ from model_builders import (
 )
 
 KEY = "PSIS.TEACHER_STUDENT"
-SIDE = 8
-
-
-# ------------------------------------------------------------------------------ the scene
-
-# Image 0, 16 x 16 pixels; a region over all of it has cells of two pixels. U is an object without a
-# mask in the box of columns 1 to 6, rows 1 to 5; S has a mask, its box is the lower right quarter;
-# s is a second one, of a single cell. N, without a mask, has a mask of garbage all over the image.
-TEACHER = """
-9 9 9 9 9 9 9 9
-9 9 9 9 9 6 6 9
-9 9 9 4 4 6 6 9
-9 9 9 4 4 6 1 9
-9 6 6 9 9 9 9 9
-9 6 6 9 9 9 9 9
-9 9 9 9 9 9 9 9
-9 9 9 9 9 9 9 9
-"""
-STUDENT = """
-9 9 9 9 9 9 9 9
-9 2 2 2 2 3 9 9
-9 2 2 7 5 3 9 9
-9 2 0 7 5 3 8 9
-9 3 9 9 9 9 9 9
-9 3 9 9 9 9 9 9
-9 9 9 9 9 9 9 9
-9 9 9 9 9 9 9 9
-"""
-SEEN_CELLS = """
-. . . . . . . .
-. . . . . . . .
-. . s . . . . .
-. . . . . . . .
-. . . . S S S S
-. . . . S S S S
-. . . . S S S S
-. . . . S S S S
-"""
-EXPECTED = {
-    # 0.5 or more by the teacher, less s and S, less the cells around the box
-    "threshold": """
-. . . . . . . .
-. # # # # # # .
-. # . . . # # .
-. # # . . # . .
-. # # # . . . .
-. # # # . . . .
-. . . . . . . .
-. . . . . . . .
-""",
-    # Ten or more by teacher and student together. 9 + 0 and 6 + 3 are too little; 4 + 7 and 6 + 9
-    # are enough, and 4 + 5 and 1 + 8 are not.
-    "interaction": """
-. . . . . . . .
-. # # # # . # .
-. # . # . . # .
-. # . # . . . .
-. . # # . . . .
-. . # # . . . .
-. . . . . . . .
-. . . . . . . .
-""",
-    # All cells of one color get the color's majority: light, where the teacher is mostly sure.
-    "crf": """
-. . . . . . . .
-. # # # # # . .
-. # . # # # . .
-. # # # # # . .
-. # # # . . . .
-. # # # . . . .
-. . . . . . . .
-. . . . . . . .
-""",
-}
-DARK = """
-. . . . . . . .
-. . . . . . # .
-. . . . . . # .
-. . . . . . # .
-. . . . . . . .
-. . . . . . . .
-. . . . . . . .
-. . . . . . . .
-"""
-
-
-def drawing(text):
-    """float [8, 8] of a picture: digits are tenths, ".": 0, other characters: 1."""
-    values = {".": 0.0, "0": 0.01} | {str(k): k / 10 for k in range(1, 10)}
-    rows = [[values.get(mark, 1.0) for mark in line.split()] for line in text.split("\n") if line]
-    return torch.tensor(rows)
-
-
-class DrawnHead(RegionMaskHead):
-    """Predicts masks that are parameters; a region's number is its feature."""
-
-    def __init__(self, probabilities, num_outputs=1, channels=None):
-        """`probabilities` [N, M, M] of N regions, in channel `channels[n]` of `num_outputs`."""
-        super().__init__()
-        n, side, _ = probabilities.shape
-        logits = torch.full((n, num_outputs, side, side), -3.0)
-        logits[range(n), channels or [0] * n] = probabilities.logit()
-        self.logits = nn.Parameter(logits)
-        self.asked_for = []
-
-    def predict(self, context):
-        rows = context.features[:, 0, 0, 0].long()
-        self.asked_for.append((rows.tolist(), self.training))
-        return self.logits[rows]
-
-
-def scene(kind="threshold", teacher=None, **options):
-    """The head with drawn predictions, and the context: regions of U, S, then image 1's V and W.
-
-    V has a mask, W has none; no object overlaps them, and their frames are their boxes.
-    """
-    size = (16, 16)
-    first, second = Instances(size), Instances(size)
-    masks = torch.zeros(4, *size, dtype=torch.bool)
-    masks[1, 8:, 8:] = True
-    masks[2] = True  # garbage
-    masks[3, 4:6, 4:6] = True
-    first.gt_boxes = Boxes(
-        torch.tensor([[2.0, 2, 14, 12], [8, 8, 16, 16], [0, 0, 9, 9], [4, 4, 6, 6]])
-    )
-    first.gt_masks = BitMasks(masks)
-    first.gt_has_mask = torch.tensor([False, True, False, True])
-    first.gt_classes = torch.tensor([2, 0, 1, 1])
-    second.gt_boxes = Boxes(torch.tensor([[0.0, 0, 8, 16], [8, 0, 16, 16]]))
-    second.gt_masks = BitMasks(torch.ones(2, *size, dtype=torch.bool))  # W's is garbage
-    second.gt_masks.tensor[0, 8:] = second.gt_masks.tensor[0, :, 8:] = False
-    second.gt_has_mask = torch.tensor([True, False])
-    second.gt_classes = torch.tensor([0, 2])
-    whole = [0.0, 0, 16, 16]
-    regions = []
-    for target, index, frames in (
-        (first, [0, 1], [whole, whole]),
-        (second, [0, 1], second.gt_boxes.tensor.tolist()),
-    ):
-        index = torch.tensor(index)
-        region = Instances(size, proposal_boxes=Boxes(torch.tensor(frames)), gt_index=index)
-        region.gt_classes, region.gt_has_mask = target.gt_classes[index], target.gt_has_mask[index]
-        regions.append(region)
-    dark = drawing(DARK).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    # The model's input: (color - mean) / std with std 60, two colors 120 gray levels apart.
-    images = ImageList((1 - 2 * dark).expand(2, 3, *size).clone(), [size, size])
-    context = RegionContext(
-        regions=regions,
-        features=torch.arange(4.0)[:, None, None, None],
-        pool=None,
-        targets=[first, second],
-        images=images,
-    )
-    if teacher is None:
-        teacher = torch.stack([drawing(TEACHER), *[torch.full((SIDE, SIDE), 0.8)] * 3])
-    student = torch.stack([drawing(STUDENT), *[torch.full((SIDE, SIDE), 0.4)] * 3])
-    crf = {"gaussian_weight": 0.0, "bilateral_sigma": 1e4, "bilateral_weight": 20.0}
-    head = TeacherStudentMaskHead(
-        teacher=DrawnHead(teacher),
-        student=DrawnHead(student, 3, [2, 0, 0, 2]),
-        num_classes=3,
-        pseudo_masks=PseudoMasks(kind, crf=crf),
-        pixel_std=(60.0,) * 3,
-        **options,
-    )
-    return head, context
-
-
-def losses_of(head, context, iteration=0):
-    with EventStorage(iteration) as storage:
-        losses = head.losses(context)
-    return losses, storage
-
-
-def targets_of(head, context):
-    with EventStorage():
-        return head.targets(context, head.predict(context))
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -568,63 +396,3 @@ def test_all_channels_need_a_head_that_has_them():
     model = tiny_model(*HOURGLASS, *TEACHER_STUDENT, *keys)
     with pytest.raises(UserError, match="HourglassMaskHead predicts 1 a region"):
         training_losses(model, partial_batch([[True, False]]))
-
-
-@pytest.mark.parametrize("trust", ["cells", "masks"])
-def test_cells_of_pseudo_masks_count_by_their_trust(trust):
-    head, context = scene("threshold", trust=trust)
-    found = losses_of(head, context)[0]["loss_mask"].item()
-    plain, _ = scene("threshold")
-    logits, classes = head.predict(context), context.classes
-    targets = targets_of(plain, context)
-    cells = F.binary_cross_entropy_with_logits(
-        select_class(logits, classes), targets, reduction="none"
-    )
-    for row in (~context.has_mask).nonzero()[:, 0].tolist():
-        p = head.teacher.predict(context)[row, 0].sigmoid()
-        cells[row] *= trust_in(trust, p[None], targets[row][None])[0]
-    assert found == pytest.approx(cells.mean().item(), rel=1e-5)
-    assert found != losses_of(plain, context)[0]["loss_mask"].item()
-
-
-def test_the_slow_teacher_follows_and_makes_the_pseudo_masks():
-    key = "PSIS.TEACHER_STUDENT"
-    model = tiny_model(*TEACHER_STUDENT, f"{key}.MOMENTUM", 0.75)
-    head = model.roi_heads.mask_head
-    start = [p.clone() for p in head.slow_teacher.parameters()]
-    with torch.no_grad():
-        for p in head.teacher.parameters():
-            p += 4
-    batch = partial_batch([[True, False], [False]])
-    training_losses(model, batch)
-    for slow, before in zip(head.slow_teacher.parameters(), start, strict=True):
-        torch.testing.assert_close(slow, before + 1)
-        assert not slow.requires_grad
-    # What the student learns depends on the slow one alone.
-    asked = []
-    predict = head.slow_teacher.predict
-    head.slow_teacher.predict = lambda context: asked.append(len(context)) or predict(context)
-    training_losses(model, batch)
-    assert len(asked) == 1
-    assert asked[0] > 0
-    student = tiny_model(*TEACHER_STUDENT, f"{key}.MOMENTUM", 0.75, f"{key}.STUDENT_ONLY", True)
-    assert student.roi_heads.mask_head.slow_teacher is None
-
-
-def test_pseudo_masks_wait_for_the_teachers_loss():
-    head, context = scene("threshold", warm_loss=0.5)
-    losses, _ = losses_of(head, context)
-    first = losses["loss_mask_teacher"].item()
-    assert head.taught.item() == pytest.approx(first)
-    head.warm_loss = first * 1.01
-    enough, _ = losses_of(head, context)
-    head.warm_loss = first * 0.99
-    waiting, _ = losses_of(head, context)
-    plain = losses_of(scene("threshold")[0], context)[0]
-    annotated = losses_of(scene("threshold", warm_start=1)[0], context)[0]
-    assert torch.equal(enough["loss_mask"], plain["loss_mask"])
-    assert torch.equal(waiting["loss_mask"], annotated["loss_mask"])
-    assert not torch.equal(plain["loss_mask"], annotated["loss_mask"])
-    head.teacher_weight = 0.5  # the mean is of the loss itself
-    losses_of(head, context)
-    assert head.taught.item() == pytest.approx(first)
