@@ -37,7 +37,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .note { background: #e5ecf5; color: #33506f; } .seen { background: #dcf5e3; color: #12632b; }
 .unseen { background: #ffe6d9; color: #93390b; }
 details { margin-top: 2px; } code { font-size: 13px; }
-.pictures { display: grid; gap: 14px;
+.pictures { display: grid; gap: 14px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); }
 figure { margin: 0; background: #fff; border-radius: 8px; overflow: hidden; }
 figure img { width: 100%; display: block; } figcaption { padding: 6px 10px; font-size: 13px; }

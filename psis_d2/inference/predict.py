@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from psis_d2.errors import UserError, check_choice
 from psis_d2.files import written_at_once
@@ -24,6 +24,7 @@ from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 CATEGORIES = ("all", "seen", "unseen")
+_SMALL = 512  # pixels of the larger side, up to which overlays may be enlarged
 
 
 def predict(
@@ -170,10 +171,17 @@ def _overlay_names(paths: Iterable[str | int]) -> dict[str | int, str]:
     return names
 
 
-def overlay(image: np.ndarray, found: Instances, predictor: Predictor) -> np.ndarray:
-    """An image (BGR) with its objects drawn in: RGB uint8 [H, W, 3]."""
+def overlay(
+    image: np.ndarray, found: Instances, predictor: Predictor, *, enlarge: bool = True
+) -> np.ndarray:
+    """An image (BGR) with its objects drawn in: RGB uint8 [S * H, S * W, 3].
+
+    S is 1, or, with `enlarge`, up to 4 for small images, whose labels would hide what they name.
+    """
+    scale = min(max(_SMALL // max(image.shape[:2]), 1), 4) if enlarge else 1
     rgb = np.ascontiguousarray(image[:, :, ::-1])
-    return draw_prediction(rgb, found, predictor.class_names, predictor.seen_ids, min_score=0)
+    names, seen = predictor.class_names, predictor.seen_ids
+    return draw_prediction(rgb, found, names, seen, scale, min_score=0)
 
 
 def _title(source: str | int) -> str:
@@ -194,29 +202,18 @@ def _predict_video(
     entries = []
     # A camera has no end of its own: interrupting it ends the recording, not the job.
     ends = (KeyboardInterrupt,) if isinstance(source, int) else ()
-    with VideoWriter(target, video.fps) if target else _NoVideo() as writer, suppress(*ends):
+    with VideoWriter(target, video.fps) if target else nullcontext() as writer, suppress(*ends):
         for index, frame in enumerate(
             tqdm(itertools.islice(video, limit), desc=name, unit="frame", total=video.frames)
         ):
             found = _of_categories(confident(predictor(frame), chosen[0]), chosen[1], predictor)
-            writer.add(overlay(frame, found, predictor)[:, :, ::-1] if target else frame)
+            if target:
+                frame_drawn = overlay(frame, found, predictor, enlarge=False)
+                writer.add(frame_drawn[:, :, ::-1])
             size = {"file_name": _title(source), "frame": index}
             size |= {"height": frame.shape[0], "width": frame.shape[1]}
             entries.append([size, result_records(found)])
     return entries
-
-
-class _NoVideo:
-    """Stands where a video would be written."""
-
-    def add(self, frame: np.ndarray) -> None:
-        """Nothing."""
-
-    def __enter__(self) -> _NoVideo:
-        return self
-
-    def __exit__(self, *error) -> None:
-        pass
 
 
 def _write_results(journal: Journal, output: str, class_names: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from psis_d2.cli import main
 from psis_d2.errors import UserError
 from psis_d2.inference import predict
 from psis_d2.inference.media import Video, VideoWriter, find_media
+from psis_d2.inference.predict import overlay
 
 import cv2
 import numpy as np
@@ -33,13 +34,23 @@ def test_results_and_overlays(predictor, images, tmp_path):
     for number in truth.getImgIds():
         record = truth.imgs[number]
         drawn = cv2.imread(str(tmp_path / "out" / record["file_name"].split("/")[-1]))
-        assert drawn.shape == (record["height"], record["width"], 3)
+        assert drawn.shape == (4 * record["height"], 4 * record["width"], 3)  # as they are small
         objects = [found.anns[i] for i in found.getAnnIds(number)]
         direct = predictor(cv2.imread(record["file_name"]))
         for row, entry in enumerate(objects):
             assert (mask_util.decode(entry["segmentation"]) == direct.pred_masks[row].numpy()).all()
             assert entry["category_id"] == direct.pred_classes[row] + 1
     assert {x["name"] for x in truth.cats.values()} == set(CLASSES)
+
+
+def test_small_images_are_enlarged_for_their_labels_alone(predictor):
+    sides = {(64, 48): 4, (128, 100): 4, (129, 20): 3, (170, 256): 2, (257, 10): 1, (900, 9): 1}
+    for (height, width), scale in sides.items():
+        image = np.zeros((height, width, 3), np.uint8)
+        found = predictor(image, np.zeros((0, 4)), np.zeros(0, np.int64))
+        shape = overlay(image, found, predictor).shape
+        assert shape == (scale * height, scale * width, 3)
+        assert overlay(image, found, predictor, enlarge=False).shape == image.shape
 
 
 def test_stopped_and_continued_equals_uninterrupted(predictor, images, tmp_path, monkeypatch):
