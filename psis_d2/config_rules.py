@@ -19,6 +19,7 @@ from psis_d2.config_checks import (
     value_of,
     whole,
 )
+from psis_d2.errors import UserError
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -33,6 +34,12 @@ def check_config(cfg: CfgNode) -> None:
         UserError: one sentence that names the key, the value and what it must be.
     """
     check_values(cfg, checked_keys())
+    sides = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sides) != 2:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN is {list(sides)}, but MIN_SIZE_TRAIN_SAMPLING range draws between "
+            "two lengths; give the least and the largest, or set it to choice."
+        )
 
 
 def check_keys(cfg: CfgNode, node: str) -> None:
@@ -76,6 +83,7 @@ def _detectron2_keys() -> dict[str, Key]:
         KEYPOINT_ON=Fixed(False, "psis_d2 has no keypoints"),
         LOAD_PROPOSALS=Fixed(False, "psis_d2 reads no files of proposals"),
     )
+    known("INPUT", MIN_SIZE_TRAIN_SAMPLING=one_of("choice", "range"))
     known(
         "SOLVER",
         MAX_ITER=whole(1),

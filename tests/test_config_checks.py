@@ -248,3 +248,10 @@ def test_check_choice_has_a_hint():
         check_choice("KEY", "Gt", ("gt", "both"))
     with pytest.raises(UserError, match=r"^KEY is 'zzz'; choose one of gt, both\.$"):
         check_choice("KEY", "zzz", ("gt", "both"))
+
+
+def test_a_range_of_sizes_has_two_ends():
+    sampling = {"INPUT__MIN_SIZE_TRAIN_SAMPLING": "range"}
+    check_config(config(INPUT__MIN_SIZE_TRAIN=(160, 192), **sampling))
+    words = refusal(check_config, config(INPUT__MIN_SIZE_TRAIN=(192,), **sampling))
+    assert words.startswith("INPUT.MIN_SIZE_TRAIN is [192], but MIN_SIZE_TRAIN_SAMPLING range")
