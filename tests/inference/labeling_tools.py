@@ -29,11 +29,16 @@ def read_with_datumaro(file: str, images: str) -> dict:
         return {"images": len(dataset), **kinds}
 
 
-def read_with_label_studio(file: str) -> dict:
-    """Kinds of regions that Label Studio's importer makes."""
+def read_with_label_studio(file: str) -> dict | str:
+    """Kinds of regions that Label Studio's importer makes, crowd regions left out."""
+    data = json.loads(Path(file).read_text())
+    data["annotations"] = [a for a in data["annotations"] if not a["iscrowd"]]
+    if any(isinstance(a.get("segmentation"), dict) for a in data["annotations"]):
+        return "reads polygons only"
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "tasks.json")
-        convert_coco_to_ls(file, str(target), image_root_url="/data")
+        source, target = Path(folder, "labeled.json"), Path(folder, "tasks.json")
+        source.write_text(json.dumps(data))
+        convert_coco_to_ls(str(source), str(target), image_root_url="/data")
         tasks = json.loads(target.read_text())
         regions = (r["type"] for t in tasks for a in t["annotations"] for r in a["result"])
         return {"images": len(tasks), **Counter(regions)}
@@ -41,11 +46,5 @@ def read_with_label_studio(file: str) -> dict:
 
 if __name__ == "__main__":
     found = {"datumaro": read_with_datumaro(*sys.argv[1:])}
-    if any(
-        isinstance(a.get("segmentation"), dict)
-        for a in json.loads(Path(sys.argv[1]).read_text())["annotations"]
-    ):
-        found["label studio"] = "reads polygons only"
-    else:
-        found["label studio"] = read_with_label_studio(sys.argv[1])
+    found["label studio"] = read_with_label_studio(sys.argv[1])
     print("found:", json.dumps(found))
