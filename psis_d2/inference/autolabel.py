@@ -110,7 +110,8 @@ def autolabel(
         progress: show a progress bar.
 
     Returns:
-        The report, on the main process; it is written to ``OUTPUT.report.json``, too.
+        The report, on the main process; it is written, too: ``labeled.report.json`` beside
+        ``labeled.json``.
 
     Raises:
         UserError: the file of boxes, the folder or the output cannot be used.
@@ -206,7 +207,7 @@ def _label_image(
             np.array([clipped_box(annotations[row]["bbox"], image.shape) for row in rows]),
             np.array([categories[annotations[row]["category_id"]] for row in rows]),
         )
-        _preview(predictor, image, found, labeling, number, output)
+        _preview(predictor, image, found, labeling, number, output, given=True)
         for row, mask, score in zip(
             rows, found.pred_masks.numpy(), found.mask_scores.tolist(), strict=True
         ):
@@ -238,7 +239,7 @@ def _label_detections(
     predictor: Predictor, image: np.ndarray, labeling: Labeling, number: int, output: str
 ) -> dict:
     found = confident(predictor(image), labeling.min_score)
-    _preview(predictor, image, found, labeling, number, output)
+    _preview(predictor, image, found, labeling, number, output, given=False)
     objects = []
     for row, mask in enumerate(found.pred_masks.numpy()):
         if not mask.any():
@@ -269,11 +270,17 @@ def _written(mask: np.ndarray, labeling: Labeling) -> dict:
 
 
 def _preview(
-    predictor: Predictor, image: np.ndarray, found, labeling: Labeling, number: int, output: str
+    predictor: Predictor,
+    image: np.ndarray,
+    found,
+    labeling: Labeling,
+    number: int,
+    output: str,
+    given: bool,
 ) -> None:
     if number < labeling.previews:
         path = os.path.join(f"{os.path.splitext(output)[0]}_previews", f"{number + 1:06d}.png")
-        save_png(path, overlay(image, found, predictor))
+        save_png(path, overlay(image, found, predictor, given=given))
 
 
 def _write(

@@ -100,7 +100,8 @@ def predict(
         found, truth = given.predict(path, image) if given else (predictor(image), [])
         found = _of_categories(confident(found, min_score), categories, predictor)
         if pictures:
-            save_png(os.path.join(output, names[path] + ".png"), overlay(image, found, predictor))
+            drawn = overlay(image, found, predictor, given=given is not None)
+            save_png(os.path.join(output, names[path] + ".png"), drawn)
         if heat_maps:
             truth = [truth[row] for row in found.row.tolist()] if given else None
             picture = heat_map_picture(image, found, predictor, truth)
@@ -172,12 +173,20 @@ def _overlay_names(paths: Iterable[str | int]) -> dict[str | int, str]:
 
 
 def overlay(
-    image: np.ndarray, found: Instances, predictor: Predictor, *, enlarge: bool = True
+    image: np.ndarray,
+    found: Instances,
+    predictor: Predictor,
+    *,
+    enlarge: bool = True,
+    given: bool = False,
 ) -> np.ndarray:
     """An image (BGR) with its objects drawn in: RGB uint8 [S * H, S * W, 3].
 
     S is 1, or, with `enlarge`, up to 4 for small images, whose labels would hide what they name.
+    Objects in `given` boxes, which are sure, are labeled with the scores of their masks.
     """
+    if given and found.has("mask_scores"):
+        found = Instances(found.image_size, **found.get_fields() | {"scores": found.mask_scores})
     scale = min(max(_SMALL // max(image.shape[:2]), 1), 4) if enlarge else 1
     rgb = np.ascontiguousarray(image[:, :, ::-1])
     names, seen = predictor.class_names, predictor.seen_ids

@@ -53,6 +53,20 @@ def test_small_images_are_enlarged_for_their_labels_alone(predictor):
         assert overlay(image, found, predictor, enlarge=False).shape == image.shape
 
 
+def test_given_boxes_are_labeled_with_the_scores_of_their_masks(predictor, monkeypatch):
+    drawn = []
+    monkeypatch.setitem(
+        overlay.__globals__, "draw_prediction", lambda *args, **_: drawn.append(args)
+    )
+    image = np.zeros((64, 48, 3), np.uint8)
+    found = predictor(image, [[4, 4, 40, 30]], [0])
+    for given in (True, False):
+        overlay(image, found, predictor, given=given)
+    of_masks, of_boxes = (args[1].scores for args in drawn)
+    assert of_masks.tolist() == found.mask_scores.tolist() != [1.0]
+    assert of_boxes.tolist() == [1.0] == found.scores.tolist()
+
+
 def test_stopped_and_continued_equals_uninterrupted(predictor, images, tmp_path, monkeypatch):
     predict(predictor, [images], str(tmp_path / "whole"), min_score=0.0, pictures=False)
     calls = []
