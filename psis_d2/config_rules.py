@@ -37,8 +37,8 @@ def check_config(cfg: CfgNode) -> None:
     sides = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sides) != 2:
         raise UserError(
-            f"INPUT.MIN_SIZE_TRAIN is {list(sides)}, but MIN_SIZE_TRAIN_SAMPLING range draws between "
-            "two lengths; give the least and the largest, or set it to choice."
+            f"INPUT.MIN_SIZE_TRAIN is {list(sides)}, but MIN_SIZE_TRAIN_SAMPLING range draws "
+            "between two lengths; give the least and the largest, or set it to choice."
         )
 
 
