@@ -10,6 +10,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from model_builders import (
+    CONTRASTMASK,
     CPMASK,
     HOURGLASS,
     MASKX,
@@ -87,6 +88,8 @@ MODELS = {
     "maskx": MASKX,
     "hourglass": HOURGLASS,
     "opmask": OPMASK,
+    "contrastmask": CONTRASTMASK,
+    "weak": ("PSIS.BOX_LOSSES", True, "PSIS.POINTS", True, "PSIS.PAIRWISE_WARMUP", 0),
     "shapemask": SHAPEMASK,
     "teacher_student": TEACHER_STUDENT,
 }

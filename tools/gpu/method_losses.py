@@ -31,6 +31,8 @@ METHODS = {
     "teacher_student_shapes": (),
     "maskx_shapes": (),
     "opmask_shapes": ("MODEL.ROI_BOX_HEAD.CONV_DIM", 32),
+    "contrastmask_shapes": ("MODEL.ROI_BOX_HEAD.CONV_DIM", 32),
+    "boxlosses_gt_shapes": ("PSIS.PAIRWISE_WARMUP", 0),
     "cpmask_shapes": ("MODEL.ROI_MASK_HEAD.CONV_DIM", 32),
     "shapemask_shapes": SHAPEMASK,
     "boxinst_mixed_shapes": ("PSIS.CONDINST.BRANCH_DIM", 16, "PSIS.CONDINST.PAIRWISE_WARMUP", 0),
