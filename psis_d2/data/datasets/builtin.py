@@ -42,12 +42,19 @@ def register_partial_shapes(root: str) -> None:
         )
 
 
-def _require_visual_genome(json_file: str) -> None:
+def _require_json(json_file: str, title: str, command: str) -> None:
     if not os.path.isfile(json_file):
         raise UserError(
-            f"Visual Genome is not there as a COCO-format json ({json_file} is missing); make it "
-            "with psis-d2 prepare-visual-genome."
+            f"{title} is not there as a COCO-format json ({json_file} is missing); make it with "
+            f"psis-d2 {command}."
         )
+
+
+def _register_converted(name: str, json_file: str, folder: str, title: str, command: str) -> None:
+    """A data set whose json a command of psis-d2 makes; registered names stay as they are."""
+    if name not in DatasetCatalog:
+        prepare = functools.partial(_require_json, json_file, title, command)
+        register_coco_json(name, json_file, folder, prepare)
 
 
 def register_visual_genome(root: str) -> None:
@@ -57,16 +64,36 @@ def register_visual_genome(root: str) -> None:
     """
     folder = os.path.join(root, "visual_genome")
     for split in ("train", "val"):
-        name = f"vg_{split}"
-        if name in DatasetCatalog:
-            continue
-        json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
-        prepare = functools.partial(_require_visual_genome, json_file)
-        register_coco_json(name, json_file, folder, prepare)
+        path = os.path.join(folder, "annotations", f"instances_{split}.json")
+        _register_converted(f"vg_{split}", path, folder, "Visual Genome", "prepare-visual-genome")
 
 
-register_visual_genome(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
-register_partial_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+def register_bdd100k(root: str) -> None:
+    """Register ``bdd100k_train``, ``_val`` and ``_train_boxes`` under ``root/bdd100k``."""
+    folder = os.path.join(root, "bdd100k")
+    for split in ("train", "val", "train_boxes"):
+        path = os.path.join(folder, "annotations", f"instances_{split}.json")
+        _register_converted(f"bdd100k_{split}", path, folder, "BDD100K", "prepare-bdd100k")
+
+
+def register_voc_masks(root: str) -> None:
+    """Register ``voc12_masks_`` and ``train``, ``val``, ``train_boxes`` or ``train_sbd``."""
+    folder = os.path.join(root, "VOC2012")
+    flags = {"train_boxes": " --boxes", "train_sbd": " --sbd FOLDER"}
+    for split in ("train", "val", *flags):
+        path = os.path.join(folder, "coco", f"instances_{split}.json")
+        command = f"prepare-voc{flags.get(split, '')}"
+        _register_converted(f"voc12_masks_{split}", path, folder, "VOC 2012", command)
+
+
+_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+for _register in (
+    register_visual_genome,
+    register_bdd100k,
+    register_voc_masks,
+    register_partial_shapes,
+):
+    _register(_ROOT)
 for _novel in ("voc", "nonvoc"):
     register_few_shots("coco_2017_train", _novel)
 for _novel in ("shapes", "shapes-swapped"):

@@ -17,8 +17,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from psis_d2.data.datasets.conversion import read_json, write_json
 from psis_d2.errors import UserError
-from psis_d2.files import written_at_once
 
 import numpy as np
 from pycocotools import mask as mask_util
@@ -88,7 +88,7 @@ def prepare(
     """
     images = _read_list(os.path.join(folder, "image_data.json"))
     objects = _read_list(os.path.join(folder, "objects.json"))
-    coco = _read(coco_val_json)
+    coco = read_json(coco_val_json)
     try:
         coco_ids = {image["id"] for image in coco["images"]}
         coco_names = [category["name"] for category in coco["categories"]]
@@ -122,11 +122,7 @@ def prepare(
     files = {os.path.join(folder, "annotations", MAP_FILE): category_map}
     files |= {json_path(folder, split): contents[split] for split in SPLITS[::-1]}
     for path, content in files.items():
-        try:
-            with written_at_once(path) as file:
-                file.write(json.dumps(content))
-        except OSError as error:
-            raise UserError(f"Cannot write {path} ({error.strerror or error}).") from error
+        write_json(path, content)
     return counts
 
 
@@ -221,19 +217,8 @@ def map_coco_categories(
     return {name: target if target in class_names else None for name, target in targets.items()}
 
 
-def _read(path: str):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"Cannot read {path} ({reason}); check the path.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}; it may be cut off.") from error
-
-
 def _read_list(path: str) -> list[dict]:
-    content = _read(path)
+    content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(
             f"{path} is not Visual Genome's: it must hold a list with an object for each image."
