@@ -36,8 +36,9 @@ CLOSED_DOORS = {
     "ops": ("data", "modeling", "evaluation", "engine"),
     "data": ("ops", "modeling", "evaluation", "engine"),
     "modeling": ("evaluation", "engine"),
-    "evaluation": ("modeling", "engine"),
+    "evaluation": ("modeling", "engine", "analysis"),
     "engine": ("cli",),
+    "analysis": ("modeling", "engine", "cli"),
     "export": ("cli",),
     "model_zoo": ("evaluation", "cli"),
     "experiments": ("modeling", "evaluation", "engine", "cli"),
@@ -190,7 +191,11 @@ def flags_of(command: str) -> set[str]:
     """The flags that a subcommand of psis-d2 takes."""
     parser = argparse.ArgumentParser(add_help=False)
     importlib.import_module(f"psis_d2.cli.{command.replace('-', '_')}").add_arguments(parser)
-    return {flag for action in parser._actions for flag in action.option_strings} | {"--help"}
+    actions = list(parser._actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            actions += [own for sub in action.choices.values() for own in sub._actions]
+    return {flag for action in actions for flag in action.option_strings} | {"--help"}
 
 
 def faults(words: list[str], targets: set[str]) -> list[str]:

@@ -6,9 +6,10 @@
 
 Writes an overlay of each image and video, categories without masks in training marked by a star,
 and results.json in COCO's result format. A run that was stopped goes on where it stopped.
---heat-maps draws what CPMask or OPMask saw beside its masks (NAME.heat-maps.png): each map has a
-scale of its own, written above it, blue the lowest value and yellow the highest; a dashed red line
-is the annotated mask of --boxes.
+--heat-maps draws what CPMask, OPMask or ShapeProp saw beside its masks (NAME.heat-maps.png): each
+map has a scale of its own, written above it, blue the lowest value and yellow the highest; a dashed
+red line is the annotated mask of --boxes. --save-heat-maps writes the maps themselves, for psis-d2
+analyze best-overlap.
 """
 
 import argparse
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--categories", default="all", metavar="WHICH", help="all (default), seen or unseen"
     )
     parser.add_argument("--heat-maps", action="store_true", help="draw what the mask head saw")
+    parser.add_argument(
+        "--save-heat-maps", action="store_true", help="write them as NAME.heat-maps.npz"
+    )
     parser.add_argument("--no-pictures", action="store_true", help="draw no overlays")
 
 
@@ -53,5 +57,6 @@ def run(args: argparse.Namespace) -> None:
         boxes=args.boxes,
         categories=args.categories,
         heat_maps=args.heat_maps,
+        save_heat_maps=args.save_heat_maps,
     )
     print(f"{count} objects; pictures and results.json are in {args.output}")

@@ -76,40 +76,37 @@ class GroundTruth:
             )
         return masked
 
-    def overlapped(self, threshold: float) -> set[tuple]:
-        """Objects that other objects reach into (Zhao et al., "Rethinking Mask Heads", Eq. 1).
+    def overlaps(self) -> dict[tuple, float]:
+        """How far other objects reach into each (Zhao et al., "Rethinking Mask Heads", Eq. 1).
 
         An object's overlap is the largest share of its box, cut at the image's border, that the
         mask of one other object of the image covers, whatever its category. Crowd regions are no
         objects; objects without a mask overlap no other.
 
-        Args:
-            threshold: least overlap, above 0 and at most 1.
-
         Returns:
-            {(image id, annotation id)} of the objects with this overlap or more.
+            {(image id, annotation id): overlap, 0 to 1} of all objects.
         """
         of_image = defaultdict(list)
         for annotation in self.annotations:
             if not annotation["iscrowd"]:
                 of_image[annotation["image_id"]].append(annotation)
-        found = set()
+        found = {}
         for image_id, objects in of_image.items():
             masked = [k for k, a in enumerate(objects) if "segmentation" in a]
-            if not masked:
-                continue
-            boxes = [box_region(a["bbox"], *self.image_sizes[image_id]) for a in objects]
-            masks = [objects[k]["segmentation"] for k in masked]
-            # With the crowd flag, the COCO code divides the intersection by the box's area.
-            shares = mask_util.iou(boxes, masks, [1] * len(masks))
-            shares[masked, range(len(masked))] = 0  # of an object with itself
-            overlaps = shares.max(axis=1)
-            found |= {
-                (image_id, a["id"])
-                for a, overlap in zip(objects, overlaps, strict=True)
-                if overlap >= threshold
-            }
+            overlaps = [0.0] * len(objects)
+            if masked:
+                boxes = [box_region(a["bbox"], *self.image_sizes[image_id]) for a in objects]
+                masks = [objects[k]["segmentation"] for k in masked]
+                # With the crowd flag, the COCO code divides the intersection by the box's area.
+                shares = mask_util.iou(boxes, masks, [1] * len(masks))
+                shares[masked, range(len(masked))] = 0  # of an object with itself
+                overlaps = shares.max(axis=1).tolist()
+            found |= {(image_id, a["id"]): x for a, x in zip(objects, overlaps, strict=True)}
         return found
+
+    def overlapped(self, threshold: float) -> set[tuple]:
+        """{(image id, annotation id)} of the objects of that overlap or more, above 0."""
+        return {key for key, overlap in self.overlaps().items() if overlap >= threshold}
 
     def check_predictions(self, predictions: Iterable[ImagePredictions]) -> None:
         """Make sure that predictions are of this data set's images, sizes and categories.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
 from psis_d2.inference.predictor import Predictor
 from psis_d2.modeling.context import RegionContext
 from psis_d2.visualization import UNSEEN_MARK, heat_map_grid, instance_colors
@@ -43,8 +44,8 @@ def keep_heat_maps(predictor: Predictor) -> None:
         head.predict = predict
     name = predictor.cfg.MODEL.META_ARCHITECTURE if head is None else type(head).__name__
     raise UserError(
-        f"The model has no heat-maps ({name}); leave --heat-maps out, or give one of CPMask or "
-        "OPMask."
+        f"The model has no heat-maps ({name}); leave --heat-maps out, or give one of CPMask, "
+        "OPMask or ShapeProp."
     )
 
 
@@ -52,6 +53,23 @@ def heat_maps_of(found: Instances) -> dict[str, Tensor]:
     """The heat-maps of objects by name."""
     fields = found.get_fields().items()
     return {name.removeprefix(FIELD): x for name, x in fields if name.startswith(FIELD)}
+
+
+def write_heat_maps(path: str, image: str, found: Instances) -> None:
+    """Write the heat-maps of an image's objects, for ``psis-d2 analyze best-overlap``.
+
+    The npz has ``file_name`` (of the image), ``boxes`` float32 [N, 4] (XYXY in pixels of the image)
+    and ``map_<name>`` float16 [N, S, S] for each of the head's heat-maps.
+
+    Args:
+        path: to write to.
+        image: path of the image.
+        found: N > 0 objects of the predictor, after :func:`keep_heat_maps`.
+    """
+    maps = {f"map_{name}": x.half().numpy() for name, x in heat_maps_of(found).items()}
+    boxes = found.pred_boxes.tensor.numpy().astype(np.float32)
+    with written_at_once(path, binary=True) as file:
+        np.savez_compressed(file, file_name=np.array(image), boxes=boxes, **maps)
 
 
 def heat_map_picture(

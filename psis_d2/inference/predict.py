@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from psis_d2.errors import UserError, check_choice
 from psis_d2.files import written_at_once
 from psis_d2.inference.box_files import GivenBoxes
-from psis_d2.inference.heat_maps import heat_map_picture, keep_heat_maps
+from psis_d2.inference.heat_maps import heat_map_picture, keep_heat_maps, write_heat_maps
 from psis_d2.inference.journal import Journal
 from psis_d2.inference.media import Video, VideoWriter, find_media, read_picture
 from psis_d2.inference.predictor import Predictor
@@ -39,6 +39,7 @@ def predict(
     boxes: str | None = None,
     categories: str = "all",
     heat_maps: bool = False,
+    save_heat_maps: bool = False,
 ) -> int:
     """Find the objects of images and videos.
 
@@ -64,6 +65,8 @@ def predict(
         categories: objects of which categories: "all", "seen" or "unseen".
         heat_maps: also write ``NAME.heat-maps.png`` of each image with objects, see
             :mod:`psis_d2.inference.heat_maps`; annotated masks of `boxes` are drawn dashed.
+        save_heat_maps: also write ``NAME.heat-maps.npz`` of each image with objects, see
+            :func:`~psis_d2.inference.heat_maps.write_heat_maps`.
 
     Returns:
         The number of objects found.
@@ -78,7 +81,7 @@ def predict(
         raise UserError(f"{boxes} has boxes of images; leave videos and cameras out.")
     if given and not any(map(given.record_of, images)):
         raise UserError(f"{boxes} names none of the images; check that they belong together.")
-    if heat_maps:
+    if heat_maps or save_heat_maps:
         keep_heat_maps(predictor)
     videos += [] if webcam is None else [webcam]
     names = _overlay_names([*images, *videos])
@@ -91,6 +94,7 @@ def predict(
         "boxes": given.digest if given else "",
         "categories": categories,
         "heat_maps": heat_maps,
+        "save_heat_maps": save_heat_maps,
     }
     journal = Journal(os.path.join(output, "unfinished"), job)
     for number, path in enumerate(tqdm(images, desc="images", unit="image", disable=not images)):
@@ -107,6 +111,9 @@ def predict(
             picture = heat_map_picture(image, found, predictor, truth)
             if picture is not None:
                 save_png(os.path.join(output, names[path] + ".heat-maps.png"), picture)
+        if save_heat_maps and len(found):
+            target = os.path.join(output, names[path] + ".heat-maps.npz")
+            write_heat_maps(target, path, found)
         size = {"file_name": path, "height": image.shape[0], "width": image.shape[1]}
         journal.add(number, [[size, result_records(found)]])
     for number, path in enumerate(videos, start=len(images)):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import psis_d2
+from psis_d2.analysis import best_overlaps, read_maps, read_truth
 from psis_d2.cli import main
 from psis_d2.errors import UserError
 from psis_d2.inference import predict
@@ -153,3 +154,30 @@ def test_what_has_no_heat_maps_is_one_sentence(predictor, data, tmp_path):
     with pytest.raises(UserError, match="categories is 'some'"):
         predict(predictor, [data["images"]], out, categories="some")
     assert not Path(out).exists()
+
+
+def test_saved_maps_are_those_of_the_annotated_boxes(tmp_path):
+    """ShapeProp's, and what an analysis makes of them."""
+    data = write_tiny_data(tmp_path / "data", images=2, masked=("box", "cup", "hat"))
+    model = save_model(tmp_path, config="quick/shapeprop_shapes.yaml", marks_all=False)
+    out = tmp_path / "out"
+    line = ["predict", model, data["images"], "--device", "cpu", "--output", str(out)]
+    assert main([*line, "--save-heat-maps", "--no-pictures", "--boxes", data["json"]]) == 0
+    assert not list(out.glob("*.png"))
+    truth = read_truth(data["json"])
+    saved = read_maps(str(out), truth)
+    assert list(saved.maps) == ["saliency", "shape activation"]
+    boxes = np.array([a["bbox"] for a in truth.annotations])
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_allclose(saved.boxes, boxes, atol=1e-3)
+    assert saved.image_ids == [a["image_id"] for a in truth.annotations]
+    predictor = psis_d2.Predictor(model, device="cpu")
+    keep_heat_maps(predictor)
+    rows = [i for i, key in enumerate(saved.image_ids) if key == saved.image_ids[0]]
+    image = cv2.imread(f"{data['images']}/000.png")
+    classes = [truth.annotations[i]["category_id"] for i in rows]
+    for name, maps in heat_maps_of(predictor(image, boxes[rows], classes)).items():
+        assert maps.min() >= 0 and maps.max() <= 1
+        np.testing.assert_allclose(saved.maps[name][rows], maps.numpy(), atol=1e-3)
+    found = best_overlaps(truth, saved)
+    assert len(found) == 2 * len(boxes) and all(0 < row["overlap"] <= 1 for row in found)

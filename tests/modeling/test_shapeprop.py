@@ -11,7 +11,13 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from model_builders import SHAPEPROP, partial_batch, tiny_model, training_losses
+from model_builders import (
+    SHAPEPROP,
+    partial_batch,
+    tiny_model,
+    training_context,
+    training_losses,
+)
 
 MIXED = [[True, False, True], [False, True]]
 
@@ -176,3 +182,19 @@ def test_variants_train(override, weight_channels, prior_channels):
     losses = training_losses(model, partial_batch(MIXED))
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_heat_maps_are_saliency_of_the_region_s_class_and_shape_activation():
+    """Fig. 8: what the masks are made of, region by region."""
+    model = tiny_model(*SHAPEPROP)
+    head, context = model.roi_heads.mask_head.eval(), training_context(model, partial_batch(MIXED))
+    with torch.no_grad():
+        maps = head.heat_maps(context)
+        saliency = head.class_saliency(context.features)
+        activation = head.activate_shapes(context, saliency)
+        expected = torch.stack([saliency[r, c] for r, c in enumerate(context.classes.tolist())])
+        assert list(maps) == ["saliency", "shape activation"]
+        torch.testing.assert_close(maps["saliency"], expected.sigmoid())
+        torch.testing.assert_close(maps["shape activation"], activation[:, 0].sigmoid())
+        assert len(set(context.classes.tolist())) > 1 and expected.std() > 0
+        torch.testing.assert_close(head.predict(context), head.fuse(context, activation))

@@ -265,6 +265,14 @@ class ShapePropMaskHead(RegionMaskHead):
         activation = self.activate_shapes(context, self.class_saliency(context.features))
         return self.fuse(context, activation)
 
+    def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
+        """Saliency of the region's class and shape activation (Fig. 8), [R, P, P] from 0 to 1."""
+        class_saliency = self.class_saliency(context.features)
+        rows = torch.arange(len(context), device=class_saliency.device)
+        saliency = class_saliency[rows, context.classes]
+        activation = self.activate_shapes(context, class_saliency)
+        return {"saliency": saliency.sigmoid(), "shape activation": activation[:, 0].sigmoid()}
+
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """``loss_activating``, ``loss_propagating`` and ``loss_mask``."""
         sampled = context.sampled
