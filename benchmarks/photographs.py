@@ -7,8 +7,9 @@
 
 Each size is a draw of ``PSIS.TRAIN_IMAGE_FRACTION``: with one seed a smaller subset is part of a
 larger one. Masks are measured in the annotated boxes of the validation data. The first row is a
-filled box, which needs no training; another, if asked for, GrabCut. A row is written when it is measured, a call with the same
-output measures only what is missing. Options of the config follow at the end, as for train_net.py.
+filled box, which needs no training; another, if asked for, GrabCut. A row is written when it is
+measured, a call with the same output measures only what is missing. Options of the config follow at
+the end, as for train_net.py.
 """
 
 import argparse
