@@ -20,9 +20,9 @@ OUTPUT = "output/experiments"
 SMOKE = "output/smoke"
 # A trial shows that commands, data and models fit together; nothing is learned in so few steps.
 SMOKE_OPTIONS = {
-    "SOLVER.MAX_ITER": 20,
+    "SOLVER.MAX_ITER": 8,
     "SOLVER.STEPS": [],
-    "SOLVER.WARMUP_ITERS": 5,
+    "SOLVER.WARMUP_ITERS": 2,
     "TEST.EXPECTED_RESULTS": [],
     "TEST.PICTURES": 0,
 }
@@ -88,12 +88,14 @@ def _lines(experiment: Experiment, smoke: bool, num_gpus: int | None) -> list[Li
     lines: list[Line] = []
     weights = config = ""
     gpus = [] if num_gpus is None else ["--num-gpus", str(num_gpus)]
-    trainings = [i for i, s in enumerate(experiment.steps) if s.config and not s.evaluate]
-    for place, step in enumerate(experiment.steps):
+    steps = experiment.steps
+    trainings = [i for i, s in enumerate(steps) if not (s.command or s.evaluate)]
+    for place, step in enumerate(steps):
+        if step.config:
+            config = f"quick/{step.quick or experiment.quick}" if smoke else step.config
         if step.command:
-            lines.append(_command(experiment, step, weights, config, smoke))
+            lines.append(_command(experiment, step, weights, config, smoke, gpus))
             continue
-        config = f"quick/{step.quick or experiment.quick}" if smoke else step.config
         opts = smoke_options(step) if smoke else dict(step.opts)
         if step.shared:
             table = "/".join(experiment.owner.split("/")[:2])
@@ -109,11 +111,10 @@ def _lines(experiment: Experiment, smoke: bool, num_gpus: int | None) -> list[Li
             opts = {**SMOKE_OPTIONS, **opts}
         words = ["train", "--config-file", config, *words, *gpus]
         words += ["--eval-only"] * step.evaluate
-        for key, value in opts.items():
-            words += [key, value if isinstance(value, str) else str(value)]
+        words += _pairs(opts)
         if not step.evaluate:
             weights = f"{output}/model_final.pth"
-        done = [f"{output}/results.json"] if step.evaluate else [weights]
+        done = [f"{output}/results.json", *([] if step.evaluate else [weights])]
         lines.append(Line(tuple(words), output, tuple(done), trains=not step.evaluate))
     return lines
 
@@ -133,7 +134,14 @@ def _split_words(
     return words, output
 
 
-def _command(experiment: Experiment, step: Step, weights: str, config: str, smoke: bool) -> Line:
+def _pairs(opts: Mapping[str, Any]) -> list[str]:
+    return [x for key, value in opts.items() for x in (key, str(value))]
+
+
+def _command(
+    experiment: Experiment, step: Step, weights: str, config: str, smoke: bool, gpus: list[str]
+) -> Line:
+    """A command that is no training, or one that trains by itself: then `step` has a config."""
     datasets = f"{SMOKE}/datasets" if smoke else os.environ.get("DETECTRON2_DATASETS", "datasets")
     output = f"{SMOKE if smoke else OUTPUT}/{experiment.id}"
     split = smoke_split(experiment.split) if smoke else experiment.split
@@ -151,6 +159,9 @@ def _command(experiment: Experiment, step: Step, weights: str, config: str, smok
         "datasets": datasets,
     }
     words = [word.format(**places) for word in step.command]
+    if step.config:
+        words[1:1] = gpus
+        words += _pairs({**SMOKE_OPTIONS, **smoke_options(step)} if smoke else step.opts)
     return Line(tuple(words), output, (step.writes.format(**places),))
 
 

@@ -116,7 +116,7 @@ def _how(x: Experiment) -> str:
 
 def _step(step: Step) -> str:
     if step.command:
-        return f"`psis-d2 {step.command[0]}`"
+        return f"`psis-d2 {' '.join(filter(None, (step.command[0], step.config)))}`"
     words = [step.config, *(f"{key} {value}" for key, value in step.opts.items())]
     return ("measured: " if step.evaluate else "") + f"`{' '.join(words)}`"
 

@@ -68,7 +68,8 @@ class Step:
         split: whether the split has a part in it; a detector's training sees no mask.
         evaluate: measure the weights of the step before instead of training.
         command: words of another command of ``psis-d2``, where ``{weights}``, ``{output}``,
-            ``{split}`` and ``{config}`` stand for those of the experiment.
+            ``{split}``, ``{config}`` and others of :mod:`.commands` stand for those of the
+            experiment. With a config, it trains by itself.
         writes: a file that such a command leaves, to know whether it is done.
         shared: name of a training with overrides that several rows of a table begin with.
         quick: config for this step in a trial on PartialShapes, "" = as the row says.

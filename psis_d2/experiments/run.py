@@ -11,7 +11,7 @@ from pathlib import Path
 from psis_d2.errors import UserError
 from psis_d2.experiments.commands import SMOKE, Line
 
-SMOKE_IMAGES = (48, 24)
+SMOKE_IMAGES = (32, 16)
 """Training and validation images of a trial."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from psis_d2.data.datasets import partial_shapes
 import pytest
 
 ROOT = Path(__file__).parents[2]
+OTHER_DATA = re.compile("vg3k|bdd100k|voc12")
 CONFIGS = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.yaml")
-    # Visual Genome is other data: tests/data/datasets/test_visual_genome.py.
-    if not path.stem.startswith("Base-") and "vg3k" not in path.stem
+    # Other data, whose loaders have tests of their own: tests/data/datasets.
+    if not path.stem.startswith("Base-") and not OTHER_DATA.search(path.stem)
 )
-FULLY_SUPERVISED = ("cpmask_full_R101", "shapemask_specific_R101")
+FULLY_SUPERVISED = ("cpmask_full_R101", "shapemask_specific_R101", "shapemask_specific_R101_NASFPN")
 FULLY_SUPERVISED += tuple(f"shapemask_light{n}_R101" for n in (16, 32, 64))
 BOXES_ONLY = ("fasterrcnn_R50", "fasterrcnn_R101", "fcos_R50", "retinanet_R50")
 FAST = "shapeprop_R50"

@@ -25,7 +25,7 @@ from detectron2.config import CfgNode, get_cfg
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = all_experiments()
 # Trained on data whose categories only its files know.
-ELSEWHERE = ("vg_train", "vg_val")
+ELSEWHERE = ("vg_", "bdd100k_", "voc12_")
 METRICS = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 # Every table and figure that shows results, by hand from the papers.
 TABLES = {
@@ -248,7 +248,7 @@ def test_every_row_builds_a_model_that_reads_its_keys(smoke, tmp_path, monkeypat
     for line, name in trainings(smoke).items():
         args = parsed(line)
         cfg = merged(args)
-        if model_of(cfg) in built or set(cfg.DATASETS.TRAIN) & set(ELSEWHERE):
+        if model_of(cfg) in built or cfg.DATASETS.TRAIN[0].startswith(ELSEWHERE):
             continue
         built.add(model_of(cfg))
         args.opts += ["MODEL.RESNETS.DEPTH", str(min(50, cfg.MODEL.RESNETS.DEPTH))]
