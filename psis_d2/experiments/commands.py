@@ -150,6 +150,9 @@ def _command(
         "trained": os.path.dirname(weights),
         "config": config,
         "output": output,
+        "row": experiment.row,
+        "split": split,
+        "val_set": "partial_shapes_val" if smoke else "coco_2017_val",
         "novel": _OTHERS.get(split, f"not:{split}"),
         "images": f"{datasets}/{'partial_shapes/val' if smoke else 'coco/val2017'}",
         "truth": f"{datasets}/{'partial_shapes' if smoke else 'coco'}/annotations/instances_"

@@ -1,10 +1,12 @@
 """From experiments to command lines, and how these are run: by hand for one of each kind."""
 
+import csv
 import json
 import subprocess
 from pathlib import Path
 
 from psis_d2.cli import main
+from psis_d2.data.splits import NAMED_SPLITS
 from psis_d2.errors import UserError
 from psis_d2.experiments import Experiment, find_experiments, plot
 from psis_d2.experiments import run as running
@@ -16,7 +18,6 @@ from psis_d2.experiments.commands import (
     results_folder,
     smoke_split,
 )
-from psis_d2.experiments.registry import papers
 from psis_d2.experiments.run import StepFailed, run_lines
 
 import pytest
@@ -227,48 +228,70 @@ def leave_result(x: Experiment, value: float | None) -> None:
     (folder / "results.json").write_text(json.dumps({"segm_unseen": {"AP": value}}))
 
 
-def table(name: str):
-    return next(t for paper in papers() for t in paper.tables if t.id == name)
-
-
 def test_a_curve_over_categories(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, value in (("voc", 20.0), ("voc+30-0", 24.5)):
         leave_result(*find_experiments(f"teacher_student/fig8/maskrcnn/{name}"), value)
     leave_result(*find_experiments("teacher_student/fig8/opmask/voc"), None)
-    files = plot.draw_plots(find_experiments("teacher_student/fig8"))
-    assert "(21 runs are not done)" in capsys.readouterr().out
-    assert Path(files[0]).read_text().splitlines() == [
-        "series,split,seen categories,segm_unseen AP",
-        "Mask R-CNN,voc,20,20.0000",
-        "Mask R-CNN,voc+30-0,50,24.5000",
-        "OPMask,voc,20,nan",
+    plot.draw_plots(find_experiments("teacher_student/fig8"))
+    assert "(22 runs are not done)" in capsys.readouterr().out
+    folder = Path("output/experiments/teacher_student/fig8")
+    results = "../1/maskrcnn-R50/voc/results.json"
+    assert (folder / "runs.csv").read_text().splitlines()[:2] == [
+        "series,split,x,results",
+        f"Mask R-CNN,voc,,{results}",
     ]
-    assert Path(files[1]).read_bytes().startswith(b"\x89PNG")
+    with open(folder / "figure.csv") as file:
+        rows = [(row["series"], row["x"], row["value"]) for row in csv.DictReader(file)]
+    assert [(s, float(x), float(y)) for s, x, y in rows] == [
+        ("Mask R-CNN", 20, 20.0),
+        ("Mask R-CNN", 50, 24.5),
+    ]
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_relative_increase_over_masks_of_a_category(tmp_path, monkeypatch):
-    """Fig. 3 by hand: voc has one mask of each category, of persons 21."""
+def test_a_relative_increase_over_masks_of_a_category(tmp_path, monkeypatch, capsys):
+    """Fig. 3 by hand: one object of each of voc's categories and 20 more persons."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     leave_result(*find_experiments("maskx/fig3/agnostic/voc"), 16.0)
     leave_result(*find_experiments("maskx/fig3/transfer/voc"), 20.0)
-    names = plot.seen_names("voc")
-    box = {"segmentation": [[0, 0, 1, 0, 1, 1]], "iscrowd": 0}
+    # Without a counterpart: left out.
+    leave_result(*find_experiments("maskx/fig3/transfer/nonvoc"), 20.0)
+    names = [*NAMED_SPLITS["voc"], *NAMED_SPLITS["nonvoc"]]
     numbers = [*range(20), *[names.index("person")] * 20]
     content = {
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
-        "annotations": [{**box, "category_id": i} for i in numbers]
-        + [{**box, "iscrowd": 1, "category_id": 0}, {"category_id": 1}],
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": k + 1, "image_id": 1, "category_id": i + 1, "bbox": [0, 0, 4, 4], "iscrowd": 0}
+            for k, i in enumerate(numbers)
+        ],
     }
     folder = tmp_path / "coco" / "annotations"
     folder.mkdir(parents=True)
     (folder / "instances_train2017.json").write_text(json.dumps(content))
-    points = plot.collect(table("maskx/fig3"))
-    assert [(p.series, p.split, p.x, p.y) for p in points] == [
-        ("class-agnostic", "voc", 2.0, 0.0),
-        ("transfer w/ cls+box", "voc", 2.0, 25.0),
-    ]
+    plot.draw_plots(find_experiments("maskx/fig3"))
+    with open("output/experiments/maskx/fig3/figure.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["series"], row["split"]) == ("transfer w/ cls+box", "voc")
+    assert (float(row["x"]), float(row["increase"])) == (2.0, 25.0)
+
+
+def test_a_figure_without_runs_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plot.draw_plots(find_experiments("shapemask/fig8/shapemask/voc/0.5"))
+    assert capsys.readouterr().out == "Fig. 8 is not drawn: no run of it is done.\n"
+    assert not Path("output").exists()
+
+
+def test_analyses_read_what_the_run_before_left():
+    *_, line = printed("teacher_student/fig2/maskrcnn")
+    trained = "output/experiments/teacher_student/1/maskrcnn-R50/voc"
+    assert f"{trained}/inference/coco_2017_val/coco_instances_results.json" in line
+    assert line.startswith(
+        "psis-d2 analyze overlap --truth datasets/coco/annotations/instances_val"
+    )
 
 
 @pytest.mark.slow

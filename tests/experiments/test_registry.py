@@ -17,6 +17,7 @@ from psis_d2.errors import UserError
 from psis_d2.experiments import all_experiments, find_experiments, papers
 from psis_d2.experiments.commands import Line, command_lines, config_value
 from psis_d2.experiments.page import ran_configs, render_page
+from psis_d2.experiments.plot import CATEGORIES, MASKS, SHARE
 from psis_d2.model_zoo import config_names, get_config_file
 
 import pytest
@@ -182,6 +183,17 @@ def test_readmes_figures_are_those_of_the_registry():
                 if name.startswith(OTHER_PAPERS):
                     continue
                 assert float(number) in found[name][split], (name, split, number)
+
+
+def test_figures_have_axes_that_can_be_drawn():
+    drawn = {t.id: t.plot["x"] for paper in papers() for t in paper.tables if t.plot}
+    assert drawn == {
+        "maskx/fig3": MASKS,
+        "shapemask/fig8": SHARE,
+        "cpmask/fig6": CATEGORIES,
+        "shapeprop/fig6": SHARE,
+        "teacher_student/fig8": CATEGORIES,
+    }
 
 
 def test_the_page_is_current():
