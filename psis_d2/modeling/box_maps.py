@@ -77,7 +77,7 @@ class BoxMaps:
             features: the backbone's feature maps.
             sampled: S proposals, one entry an image.
             context: of R regions.
-            kept: bool [S], which of the samples are the regions; None if these are other boxes.
+            kept: int64 [R], which of the samples the regions are; None if they are other boxes.
             trains_boxes: whether the box branch learns.
 
         Returns:

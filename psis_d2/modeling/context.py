@@ -8,8 +8,10 @@ Legend: R regions of the whole batch, S sampled proposals, C channels, P pooler 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from psis_d2.modeling.mask_targets import cells_in_boxes, crop_images, crop_masks
+from psis_d2.modeling.rows import batch_rows, rows_where
 
 import torch
 from detectron2.layers import cat
@@ -132,12 +134,41 @@ class RegionContext:
             for regions, target in zip(self.regions, self.targets, strict=True)
         ]
 
-    @property
+    @cached_property
     def annotated(self) -> "RegionContext":
         """The context of the regions with :attr:`has_mask`, which alone have mask targets."""
         if self.all_annotated:
             return self
-        return replace(self.select(self.has_mask), all_annotated=True)
+        return replace(self._take(self._rows_by_mask[0]), all_annotated=True)
+
+    @cached_property
+    def annotated_rows(self) -> Tensor:
+        """int64 [A], which of the R regions are those of :attr:`annotated`."""
+        return batch_rows(self._rows_by_mask[0], self._sizes)
+
+    @cached_property
+    def maskless(self) -> "RegionContext":
+        """The context of the regions without :attr:`has_mask`."""
+        return self._take(self._rows_by_mask[1])
+
+    @cached_property
+    def maskless_rows(self) -> Tensor:
+        """int64 [R - A], which of the R regions are those of :attr:`maskless`."""
+        return batch_rows(self._rows_by_mask[1], self._sizes)
+
+    @cached_property
+    def _rows_by_mask(self) -> list[list[Tensor]]:
+        """Rows of each image with and without a mask; the host waits once for both."""
+        if self.all_annotated:
+            device = self.features.device
+            rows = [torch.arange(n, device=device) for n in self._sizes]
+            return [rows, [x[:0] for x in rows]]
+        flags = self.has_mask.split(self._sizes)
+        return rows_where(flags, [~x for x in flags])
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(regions) for regions in self.regions]
 
     def select(self, keep: Tensor) -> "RegionContext":
         """The context of some of the regions; what is not a region's own stays as it is.
@@ -145,17 +176,21 @@ class RegionContext:
         Args:
             keep: bool [R].
         """
-        keeps = keep.split([len(regions) for regions in self.regions])
+        return self._take(rows_where(keep.split(self._sizes))[0])
+
+    def _take(self, rows: list[Tensor]) -> "RegionContext":
+        """The context of the regions that are these rows of their images."""
+        of_batch = batch_rows(rows, self._sizes)
         sampled, wide_frames, box_features = self.sampled, self.wide_frames, self.box_features
         if sampled is not None and sampled.rows is not None:
-            sampled = replace(sampled, rows=sampled.rows[keep])
+            sampled = replace(sampled, rows=sampled.rows[of_batch])
         if wide_frames is not None:
-            wide_frames = [x[k] for x, k in zip(wide_frames, keeps, strict=True)]
+            wide_frames = [x[k] for x, k in zip(wide_frames, rows, strict=True)]
         return replace(
             self,
-            regions=[x[k] for x, k in zip(self.regions, keeps, strict=True)],
-            features=self.features[keep],
-            box_features=None if box_features is None else box_features[keep],
+            regions=[x[k] for x, k in zip(self.regions, rows, strict=True)],
+            features=self.features[of_batch],
+            box_features=None if box_features is None else box_features[of_batch],
             sampled=sampled,
             wide_frames=wide_frames,
         )
@@ -175,14 +210,24 @@ class RegionContext:
         if not self.all_annotated:
             raise ValueError(
                 "mask_targets: only regions with a mask have mask targets; ask context.annotated "
-                "for them, and take its rows of all else by context.has_mask."
+                "for them, and take its rows of all else by context.annotated_rows."
             )
-        crops = [
-            crop_masks(target.gt_masks.tensor, regions.gt_index, frames, size)
-            for regions, target, frames in zip(self.regions, self.targets, self.frames, strict=True)
-            if len(regions)
-        ]
-        return cat(crops) if crops else torch.zeros(0, size, size, device=self.features.device)
+        if size not in self._crops:
+            crops = [
+                crop_masks(target.gt_masks.tensor, regions.gt_index, frames, size)
+                for regions, target, frames in zip(
+                    self.regions, self.targets, self.frames, strict=True
+                )
+                if len(regions)
+            ]
+            nothing = torch.zeros(0, size, size, device=self.features.device)
+            self._crops[size] = cat(crops) if crops else nothing
+        return self._crops[size]
+
+    @cached_property
+    def _crops(self) -> dict[int, Tensor]:
+        """Mask targets by size: two heads may ask for the same ones."""
+        return {}
 
     def annotated_cells(self, size: int) -> Tensor:
         """Where a region's frame shows any object of its image with a mask (training).
@@ -192,15 +237,15 @@ class RegionContext:
 
         Returns:
             bool [R, size, size], a cell counting as in :meth:`mask_targets`. Masks that are not
-            :func:`learnable` are not read.
+            :func:`learnable` do not count.
         """
         crops = []
         for regions, target, frames in zip(self.regions, self.targets, self.frames, strict=True):
-            masks = target.gt_masks.tensor[learnable(target)] if len(target) else ()
-            if len(regions) == 0 or len(masks) == 0:
+            if len(regions) == 0 or len(target) == 0:
                 crops.append(self.features.new_zeros(len(regions), size, size, dtype=torch.bool))
                 continue
             # One crop of their union: of two masks that share a cell, none may have half of it.
+            masks = target.gt_masks.tensor & learnable(target)[:, None, None]
             union = masks.any(dim=0, keepdim=True)
             crops.append(crop_masks(union, torch.zeros_like(regions.gt_index), frames, size) > 0)
         return cat(crops)

@@ -75,7 +75,9 @@ class DetectionROIHeads(PartialROIHeads):
         if not self.mask_on:
             return proposals, {}
         sampled = self.label_and_sample_proposals(proposals, targets)
-        return sampled, self.mask_head(self._training_context(images, features, sampled, targets))
+        rows = self._sampled_rows(sampled)
+        context = self._training_context(images, features, sampled, targets, rows)
+        return sampled, self.mask_head(context)
 
     @torch.no_grad()
     def label_and_sample_proposals(

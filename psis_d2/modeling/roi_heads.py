@@ -8,6 +8,7 @@ methods), in one typed :class:`~psis_d2.modeling.context.RegionContext`.
 from psis_d2.errors import check_choice
 from psis_d2.modeling.box_maps import BoxMaps
 from psis_d2.modeling.context import RegionContext, SampledRegions, learnable
+from psis_d2.modeling.rows import batch_rows, rows_where
 
 import torch
 from detectron2.config import configurable
@@ -146,13 +147,15 @@ class PartialROIHeads(StandardROIHeads):
         sampled = self.label_and_sample_proposals(proposals, targets)
         trains_boxes = self._uses_box_branch()
         if self.mask_on and self.mask_head.needs.box_features:
-            context = self._training_context(images, features, sampled, targets)
-            kept = cat(self._kept(sampled)) if self.mask_train_boxes == "proposals" else None
+            rows = self._sampled_rows(sampled)
+            context = self._training_context(images, features, sampled, targets, rows)
+            kept = None if rows is None else batch_rows(rows, [len(x) for x in sampled])
             losses, context = BoxMaps(self).train(features, sampled, context, kept, trains_boxes)
             return sampled, losses | self.mask_head(context)
         losses = self._forward_box(features, sampled) if trains_boxes else {}
         if self.mask_on:
-            context = self._training_context(images, features, sampled, targets)
+            rows = self._sampled_rows(sampled)
+            context = self._training_context(images, features, sampled, targets, rows)
             losses.update(self.mask_head(context))
         return sampled, losses
 
@@ -185,12 +188,16 @@ class PartialROIHeads(StandardROIHeads):
                     instances.gt_mask_weight = torch.zeros_like(
                         instances.gt_classes, dtype=torch.float32
                     )
-        return [self._without_unknown(instances) for instances in sampled]
+        if not any(instances.has("gt_exhaustive") for instances in sampled):
+            return sampled
+        (rows,) = rows_where([self._known(instances) for instances in sampled])
+        return [instances[k] for instances, k in zip(sampled, rows, strict=True)]
 
-    def _without_unknown(self, instances: Instances) -> Instances:
+    def _known(self, instances: Instances) -> Tensor:
+        """bool [N]: an object, or background of an image that is annotated for all classes."""
         if not instances.has("gt_exhaustive"):
-            return instances
-        return instances[(instances.gt_classes < self.num_classes) | instances.gt_exhaustive]
+            return torch.ones_like(instances.gt_classes, dtype=torch.bool)
+        return (instances.gt_classes < self.num_classes) | instances.gt_exhaustive
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]
@@ -234,16 +241,17 @@ class PartialROIHeads(StandardROIHeads):
         features: dict[str, Tensor],
         sampled: list[Instances],
         targets: list[Instances],
+        kept: list[Tensor] | None,
     ) -> RegionContext:
+        """The mask head's context; `kept` is of :meth:`_sampled_rows`."""
         pool = self._pool_from(features)
         samples, sampled_features = None, None
         if self.mask_head.needs.sampled:
             sampled_features = pool(self._frames(sampled, "proposal_boxes"))
 
-        if self.mask_train_boxes == "proposals":
-            keeps = self._kept(sampled)
-            regions = [x[keep] for x, keep in zip(sampled, keeps, strict=True)]
-            rows = cat(keeps).nonzero()[:, 0]
+        if kept is not None:
+            regions = [x[k] for x, k in zip(sampled, kept, strict=True)]
+            rows = batch_rows(kept, [len(x) for x in sampled])
         else:
             regions = self._regions_from_annotations(targets, self._annotated_only)
             rows = None
@@ -274,9 +282,11 @@ class PartialROIHeads(StandardROIHeads):
             all_annotated=self._annotated_only,
         )
 
-    def _kept(self, sampled: list[Instances]) -> list[Tensor]:
-        """bool [N] of each image: which samples train the mask head."""
-        return [self._trainable(x, self._annotated_only) for x in sampled]
+    def _sampled_rows(self, sampled: list[Instances]) -> list[Tensor] | None:
+        """int64 [n] of each image: which samples train the mask head; None if other boxes do."""
+        if self.mask_train_boxes != "proposals":
+            return None
+        return rows_where([self._trainable(x, self._annotated_only) for x in sampled])[0]
 
     @property
     def _annotated_only(self) -> bool:
@@ -294,7 +304,8 @@ class PartialROIHeads(StandardROIHeads):
     ) -> list[Instances]:
         """Annotated boxes as regions, jittered if so configured."""
         regions = []
-        for target in targets:
+        (rows,) = rows_where([self._trainable(target, annotated_only) for target in targets])
+        for target, kept in zip(targets, rows, strict=True):
             boxes = target.gt_boxes
             if self.mask_train_boxes == "jittered_gt":
                 boxes = shrink_boxes(boxes, self.box_train_shrink)
@@ -309,10 +320,13 @@ class PartialROIHeads(StandardROIHeads):
             )
             if target.has("gt_mask_weight"):
                 region.gt_mask_weight = target.gt_mask_weight
-            region = region[self._trainable(region, annotated_only)]
-            limit = self.mask_boxes_per_image
-            if 0 < limit < len(region):
-                drawn = torch.randperm(len(region))[:limit].sort().values
-                region = region[drawn.to(region.gt_index.device)]
-            regions.append(region)
+            regions.append(region[self._drawn(kept)])
         return regions
+
+    def _drawn(self, rows: Tensor) -> Tensor:
+        """At most ``mask_boxes_per_image`` of the rows, at random and in order."""
+        limit = self.mask_boxes_per_image
+        if not 0 < limit < len(rows):
+            return rows
+        drawn = torch.randperm(len(rows))[:limit].sort().values
+        return rows[drawn.to(rows.device, non_blocking=True)]

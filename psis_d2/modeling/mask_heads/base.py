@@ -249,7 +249,7 @@ class RegionMaskHead(nn.Module, ABC):
         if len(annotated) == 0:
             return zero_loss(self) + logits[:0].sum()  # norms may wait for its gradient
         if annotated is not context:
-            logits = logits[context.has_mask]
+            logits = logits[context.annotated_rows]
         if targets is None:
             targets = annotated.mask_targets(logits.shape[-1])
         return self.loss_weight * mask_bce(

@@ -302,21 +302,21 @@ class TeacherStudentMaskHead(RegionMaskHead):
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`targets`; and the factors of the cells' losses, None if all are 1."""
         side = logits.shape[-1]
-        seen, trust = context.has_mask, None
+        trust = None
         targets = torch.zeros(len(context), side, side, device=logits.device)
-        targets[seen] = context.annotated.mask_targets(side)
-        if not seen.all():
-            unseen = context.select(~seen)
-            classes = unseen.classes
+        targets[context.annotated_rows] = context.annotated.mask_targets(side)
+        unseen = context.maskless
+        if len(unseen):
+            classes, rows = unseen.classes, context.maskless_rows
             teacher = self.teacher if self.slow_teacher is None else self.slow_teacher
             with _as_in_tests(teacher):
                 taught = select_class(teacher.predict(unseen), classes)
-            own = select_class(logits[~seen], classes)
+            own = select_class(logits[rows], classes)
             pseudo, probability = self.pseudo_targets(unseen, taught, own)
-            targets[~seen] = pseudo
+            targets[rows] = pseudo
             if self.trust != "equal":
                 trust = torch.ones_like(targets)
-                trust[~seen] = trust_in(self.trust, probability, pseudo)
+                trust[rows] = trust_in(self.trust, probability, pseudo)
             get_event_storage().put_scalar("pseudo_masks/foreground", pseudo.mean().item())
         return targets, trust
 
