@@ -6,10 +6,10 @@
     for place, number in device.places().items():
         print(number, place)
 
-Every op runs on the CPU. One that mixes this device's tensors with the CPU's raises, as on CUDA; one
-that lets the host wait for a GPU is counted with the line of Python that called it. That is what
-``torch.cuda.set_sync_debug_mode`` warns of: values that the host reads, results whose size depends
-on values, and copies between the two that are not ``non_blocking``.
+Every op runs on the CPU. One that mixes this device's tensors with the CPU's raises, as on CUDA;
+one that lets the host wait for a GPU is counted with the line of Python that called it. That is
+what ``torch.cuda.set_sync_debug_mode`` warns of: values that the host reads, results whose size
+depends on values, and copies between the two that are not ``non_blocking``.
 """
 
 import contextlib
@@ -154,6 +154,8 @@ class _LikeCuda(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.one_hot and isinstance(args[0], StandInTensor):
             return _one_hot(*args, **kwargs)
+        if func is Tensor.unsqueeze_ and isinstance(args[0], StandInTensor):
+            return args[0].unsqueeze(*args[1:], **kwargs)  # a wrapper's shape is for ever
         if func is Tensor.tolist and isinstance(args[0], StandInTensor):
             return args[0].cpu().tolist()
         if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
@@ -240,8 +242,10 @@ def _refuse_mixtures(name: str, func, args: tuple, tensors: list[Tensor], copies
     if not others or copies or name == "aten::set_data":
         return
     by_indices = name in ("aten::index", "aten::index_put", "aten::index_put_")
-    if by_indices and isinstance(args[0], StandInTensor) and all(
-        any(x is y for y in args[1]) for x in others
+    if (
+        by_indices
+        and isinstance(args[0], StandInTensor)
+        and all(any(x is y for y in args[1]) for x in others)
     ):
         return  # indices may lie on the CPU: they are copied
     shapes = ", ".join(str(list(x.shape)) for x in others)
@@ -267,8 +271,8 @@ def _waits(name, args, kwargs, ours, target, copies):
         yield name, _WAITS[name]
     if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
         indices = [x for x in args[1] if x is not None]
-        one_value = name != "aten::index" and args[2].numel() == 1 and not (
-            len(args) > 3 and args[3]
+        one_value = (
+            name != "aten::index" and args[2].numel() == 1 and not (len(args) > 3 and args[3])
         )
         masks = sum(x.dtype in _MASKS for x in indices)
         if masks and not (one_value and len(indices) == 1):  # that is masked_fill
@@ -285,7 +289,7 @@ def _unwrap(x):
 
 
 def _place() -> str:
-    """"file:line" of the innermost frame that is none of PyTorch's, or "backward"."""
+    """ "file:line" of the innermost frame that is none of PyTorch's, or "backward"."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename

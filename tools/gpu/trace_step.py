@@ -2,7 +2,7 @@
 
     python tools/gpu/trace_step.py shapeprop_R50 --device cuda --size 800 --folder output/traces
 
-A config's name in configs/; weights and images are random, as in benchmarks/bench_models.py.
+A config's name in configs/; weights and images are random, as in benchmarks/bench_step.py.
 """
 
 import argparse
@@ -16,8 +16,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import psis_d2.modeling  # noqa: E402, F401  (before detectron2)
 
 import torch  # noqa: E402
-from bench_models import make_batch, make_config, training_step  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
+from models import make_batch, make_config, training_step  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 

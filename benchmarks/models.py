@@ -1,0 +1,137 @@
+"""Whole models for benchmarks: Detectron2's Mask R-CNN and every method, batches, steps.
+
+Random weights, random images with rectangles as objects, of which every other has a mask. Training
+is a step of SGD that hardly moves; inference takes the 100 best boxes, whatever their score.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psis_d2.modeling  # noqa: F401  (registers heads)
+from psis_d2.config import add_psis_config
+from psis_d2.data.shape_priors import (
+    SIDE,
+    ShapePriors,
+    num_priors,
+    save_shape_priors,
+)
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from measure import ROOT
+
+CONFIGS = ROOT / "configs"
+PLAIN = "Mask R-CNN"  # Detectron2's own heads
+DETECTRON2_HEADS = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
+DETECTRON2_HEADS += ["MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"]
+DETECTRON2_HEADS += ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False]
+DETECTRON2_HEADS += ["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"]
+ANY_SCORE = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "PSIS.FCOS.SCORE_THRESH_TEST", 0.0]
+ANY_SCORE += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
+
+
+def make_config(name: str, device: str, scratch: Path, classes: int = 0) -> CfgNode:
+    """A method's config for `device`; PLAIN is the base config with Detectron2's heads.
+
+    Args:
+        name: in configs/, without .yaml.
+        device: "cpu" or "cuda".
+        scratch: a folder for what the config needs in files.
+        classes: number of classes, 0 for the config's.
+    """
+    cfg = get_cfg()
+    add_psis_config(cfg)
+    base = "Base-RCNN-FPN" if name == PLAIN else name
+    cfg.merge_from_file(str(CONFIGS / f"{base}.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", device, *ANY_SCORE])
+    cfg.merge_from_list(DETECTRON2_HEADS if name == PLAIN else [])
+    if classes:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    if cfg.MODEL.ROI_MASK_HEAD.NAME == "ShapeMaskHead":
+        cfg.PSIS.SHAPEMASK.PRIORS = write_random_priors(cfg, scratch)
+    return cfg
+
+
+def write_random_priors(cfg: CfgNode, folder: Path) -> str:
+    """A file of as many shape priors as a config wants: training would make them from masks."""
+    agnostic = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
+    shape = () if agnostic else (cfg.MODEL.ROI_HEADS.NUM_CLASSES,)
+    priors = np.random.default_rng(0).random((*shape, num_priors(cfg), SIDE, SIDE), np.float32)
+    path = str(folder / "priors.npz")
+    save_shape_priors(path, ShapePriors(priors, {"format": "psis_d2 shape priors 1"}))
+    return path
+
+
+def make_batch(
+    images: int, size: int, classes: int, objects: int = 8, plain: bool = False
+) -> list[dict]:
+    """Images of size x 5/3 size; half of the objects have a mask that training may see.
+
+    Args:
+        images: a batch.
+        size: shorter side in pixels.
+        classes: of the objects.
+        objects: an image.
+        plain: as Detectron2's mapper makes it, all objects with masks.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = size, size * 5 // 3
+    scale = torch.tensor([width, height, width, height])
+    batch = []
+    for index in range(images):
+        corners = 0.6 * torch.rand(objects, 2, generator=generator)
+        sides = 0.1 + 0.3 * torch.rand(objects, 2, generator=generator)
+        boxes = (torch.cat([corners, corners + sides], dim=1) * scale).round()
+        masks = torch.zeros(objects, height, width, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.randint(classes, (objects,), generator=generator)
+        has_mask = torch.arange(objects) % 2 == 0
+        instances.gt_masks = BitMasks(masks if plain else masks & has_mask[:, None, None])
+        if not plain:
+            instances.gt_has_mask = has_mask
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        batch.append(
+            {"image": image, "height": height, "width": width, "image_id": index}
+            | {"instances": instances}
+        )
+    return batch
+
+
+def training_step(
+    model: torch.nn.Module, batch: list[dict], amp: bool = False
+) -> Callable[[], None]:
+    """Forward, backward, and a step that hardly moves: random weights would diverge."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-8, momentum=0.9)
+
+    def step():
+        model.train()
+        torch.manual_seed(0)  # the same proposals are sampled
+        with EventStorage(), _autocast(model, amp):
+            losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(model: torch.nn.Module, batch: list[dict], amp: bool = False) -> Callable[[], list]:
+    """A forward of the same images; returns what the model does."""
+
+    def step():
+        model.eval()
+        with torch.no_grad(), _autocast(model, amp):
+            return model(batch)
+
+    return step
+
+
+def _autocast(model: torch.nn.Module, amp: bool):
+    device = next(model.parameters()).device.type
+    return torch.autocast(device if amp else "cpu", dtype=torch.bfloat16, enabled=amp)
