@@ -4,10 +4,10 @@
     python benchmarks/bench_step.py --configs shapeprop_R50 --grow classes
 
 A row says how fast a model is, how many times Mask R-CNN's time and floating-point operations it
-takes and by how much the one exceeds the other ("excess": (x time / x GFLOP) - 1), how many ops run,
-how often the host would wait for a GPU (benchmarks/stand_in.py), the memory, and where the time
-goes. A model and Mask R-CNN run by turns, so that whatever slows the machine slows both. On a CPU
-the smallest processor time of a step counts, which other processes can hardly touch; on CUDA the
+takes and by how much the one exceeds the other ("excess": (x time / x GFLOP) - 1), how many ops
+run, how often the host would wait for a GPU (benchmarks/stand_in.py), the memory, and where the
+time goes. A model and Mask R-CNN run by turns, so that whatever slows the machine slows both. On a
+CPU the smallest processor time of a step counts, which other processes hardly touch; on CUDA the
 median by the clock.
 
 Also measured: "loader", making a sample of one image with as many objects, and "evaluation",
