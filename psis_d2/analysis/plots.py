@@ -94,7 +94,7 @@ def plot_best_overlap(rows: Sequence[dict]) -> Figure:
         )
         panel.set_xscale("log")
         panel.set_title(f"{name}, mean {mean:.2f}", fontsize=10)
-        panel.set_xlabel("size of the object, square root of its area in pixels")
+    figure.supxlabel("size of the object, square root of its area in pixels", fontsize=10)
     panels[0].set_ylabel("best overlap")
     figure.colorbar(shown, ax=list(panels), label="objects")
     return figure
@@ -122,8 +122,8 @@ def plot_curve(rows: Sequence[dict], x_label: str, y_label: str) -> Figure:
             places = sorted({row["x"] for row in own})
             means = [np.mean([row[key] for row in own if row["x"] == x]) for x in places]
             style = _style(number, name)
-            axes.plot(places, means, **style | {"marker": ""})
-            points = style | {"linestyle": "none", "label": None, "alpha": 0.6}
+            axes.plot(places, means, **style | {"marker": "", "label": None})
+            points = style | {"linestyle": "none", "alpha": 0.6}
             axes.plot([row["x"] for row in own], [row[key] for row in own], **points)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

@@ -25,6 +25,5 @@ def write_csv(path: str, rows: Sequence[dict]) -> None:
 
 def _cell(value):
     if isinstance(value, float):
-        # Six digits say more than any of these measurements knows.
-        return "" if math.isnan(value) else f"{value:.6g}"
+        return "" if math.isnan(value) else f"{value:.10g}"
     return value

@@ -178,5 +178,5 @@ def _curve(args: argparse.Namespace):
         x_label = "mean number of training objects of a seen category"
     y_label = args.metric
     if args.relative_to:
-        y_label = f"change of {args.metric} from {args.relative_to}, in percent"
+        y_label = f"change of {args.metric} from {args.relative_to} (%)"
     return rows, plots.plot_curve(rows, args.x_label or x_label, y_label)
