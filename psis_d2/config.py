@@ -159,6 +159,10 @@ def _add_region_config(keys: dict[str, Key]) -> None:
     on_annotated = needs(("PSIS.MASK_TRAIN_BOXES", "gt"), ("PSIS.MASK_TRAIN_BOXES", "jittered_gt"))
     node.MASK_BOXES_PER_IMAGE = 0, whole(0), on_annotated
 
+    # Add to the mask loss that of the cells along contours, with this weight; ShapeMask has no
+    # place for it, and CPMask a boundary module of its own, PSIS.CPMASK.
+    node.BOUNDARY_WEIGHT = 0.0, number(0.0)
+
     # ---- objects without a mask, in any RoI mask head ------------------------------------------
     # Learn from their boxes, by BoxInst's losses (Tian et al., CVPR 2021); CondInst has keys of its
     # own for that, PSIS.CONDINST.SUPERVISION.

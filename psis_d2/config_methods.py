@@ -290,6 +290,9 @@ def _add_shapeprop_config(keys: dict[str, Key]) -> None:
     # Weights that the mask predictor starts from: normal, sd 0.001 as every other head's | msra, by
     # the fan-out (released code: for one output an sd of 1.4, and large logits of either sign).
     node.PREDICTOR_INIT = "normal", one_of("normal", "msra")
+    # The mask trunk: convs, MODEL.ROI_MASK_HEAD.NUM_CONV of them (paper) | hourglass, Deep-MARC's,
+    # PSIS.HOURGLASS, with MODEL.ROI_MASK_HEAD.NORM GN.
+    node.TRUNK = "convs", one_of("convs", "hourglass")
     # Weight of the saliency classifier's loss (released code: 1).
     node.ACTIVATING_WEIGHT = 1.0, number(0.0)
     # Weight of the shape activation's loss (released code: 1).

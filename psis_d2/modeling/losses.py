@@ -1,5 +1,7 @@
 """Losses shared by mask heads. Every one averages over regions with a mask to learn from only."""
 
+from psis_d2.modeling.mask_targets import boundary_targets
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +66,25 @@ def mask_bce(
         float scalar.
     """
     return weighted_bce(select_class(logits, classes), targets, weights)
+
+
+def boundary_bce(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of the cells along contours alone, averaged over them, then regions.
+
+    The cells are those of :func:`~psis_d2.modeling.mask_targets.boundary_targets` of width 1; a
+    region without a contour counts as 0.
+
+    Args:
+        logits, targets: float [R, M, M], R > 0.
+        weights: float [R], see :func:`weighted_bce`.
+
+    Returns:
+        float scalar.
+    """
+    band = boundary_targets(targets, 1)
+    cells = F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * band
+    regions = cells.sum(dim=(1, 2)) / band.sum(dim=(1, 2)).clamp(min=1)
+    return (regions if weights is None else regions * weights).mean()
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:

@@ -2,11 +2,8 @@
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.mask_heads.hourglass import (
-    Hourglass,
-    HourglassMaskHead,
-    ResidualBlock,
-)
+from psis_d2.modeling.hourglass import Hourglass, ResidualBlock
+from psis_d2.modeling.mask_heads.hourglass import HourglassMaskHead
 
 import pytest
 import torch

@@ -2,7 +2,14 @@
 
 import math
 
-from psis_d2.modeling.losses import dice_loss, mask_bce, select_class, weighted_bce, zero_loss
+from psis_d2.modeling.losses import (
+    boundary_bce,
+    dice_loss,
+    mask_bce,
+    select_class,
+    weighted_bce,
+    zero_loss,
+)
 
 import pytest
 import torch
@@ -54,3 +61,17 @@ def test_dice_by_hand():
     loss.sum().backward()
     assert loss.item() == 1
     assert empty.grad.eq(0).all()
+
+
+def test_boundary_bce_by_hand():
+    """Two of four columns: the contour lies between the second and the third."""
+    targets = torch.zeros(2, 4, 4)
+    targets[0, :, :2] = 1  # the second region has no contour
+    logits = torch.tensor([9.0, 1.0, 2.0, 9.0]).expand(2, 4, 4).clone().requires_grad_()
+    region = (math.log1p(math.exp(-1)) + math.log1p(math.exp(2))) / 2
+    assert boundary_bce(logits, targets).item() == pytest.approx(region / 2)
+    weighted = boundary_bce(logits, targets, torch.tensor([0.5, 1.0]))
+    assert weighted.item() == pytest.approx(region / 4)
+    weighted.backward()
+    assert logits.grad[0].ne(0).any(dim=0).tolist() == [False, True, True, False]
+    assert logits.grad[1].eq(0).all()

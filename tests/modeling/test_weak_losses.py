@@ -3,6 +3,7 @@
 import math
 
 import psis_d2  # noqa: F401
+from psis_d2.errors import UserError
 from psis_d2.modeling.box_supervision import directions, lab_image
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.weak_losses import (
@@ -268,3 +269,24 @@ def test_losses_of_masks_are_what_they_were(boxes):
     more = training_losses(tiny_model(*keys, *WEAK), with_points(partial_batch(MIXED)))
     assert more.keys() - plain.keys() == NAMES
     assert all(torch.equal(plain[k], more[k]) for k in plain)
+
+
+def test_all_parts_in_one_model(folder):
+    """Shape activation, feature drop, hourglass, contours, boxes."""
+    config = "quick/psis_all_parts_gt_shapes.yaml"
+    narrow = ("PSIS.HOURGLASS.CHANNELS", [32, 32], "PSIS.HOURGLASS.BLOCKS", [1, 1])
+    batch = partial_batch(MIXED)
+    losses, gradients = losses_and_gradients(contract_model(config, folder, *narrow), batch)
+    head = {name: g for name, g in gradients.items() if "mask_head" in name}
+    assert any("trunk.2.skip" in name for name in head)
+    assert all(g.abs().max() > 0 for name, g in head.items() if "trunk" in name)
+    plain = training_losses(
+        contract_model(config, folder, *narrow, "PSIS.BOUNDARY_WEIGHT", 0.0), batch
+    )
+    assert losses["loss_mask"] > plain["loss_mask"]
+    assert {"loss_activating", "loss_propagating", "loss_projection"} <= losses.keys()
+
+
+def test_a_head_with_a_loss_of_its_own_has_no_place_for_contours(folder):
+    with pytest.raises(UserError, match="BOUNDARY_WEIGHT is 0.5, but ShapeMaskHead has a mask"):
+        contract_model("quick/shapemask_shapes.yaml", folder, "PSIS.BOUNDARY_WEIGHT", 0.5)

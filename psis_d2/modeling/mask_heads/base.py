@@ -11,7 +11,7 @@ from typing import ClassVar
 from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.framed_masks import FramedMasks
-from psis_d2.modeling.losses import mask_bce, select_class, zero_loss
+from psis_d2.modeling.losses import boundary_bce, mask_bce, select_class, zero_loss
 from psis_d2.modeling.weak_losses import WeakLoss, weak_losses_of
 
 import torch
@@ -99,6 +99,8 @@ class RegionMaskHead(nn.Module, ABC):
     draws objects of categories that it was not built for, too."""
     has_shape_prior: ClassVar[bool] = False
     """Whether the head knows anything of a region's shape beside its RoI features."""
+    uses_mask_loss: ClassVar[bool] = True
+    """Whether the masks are learned by :meth:`mask_loss`."""
     can_fuse_mlp: ClassVar[bool] = False
     """Whether the head adds an MLP's logits where ``PSIS.MLP_BRANCH`` asks for it."""
 
@@ -108,6 +110,7 @@ class RegionMaskHead(nn.Module, ABC):
         loss_weight: float = 1.0,
         channel_dropout: float = 0.0,
         feature_drop: float = 0.0,
+        boundary_weight: float = 0.0,
         weak: tuple[WeakLoss, ...] = (),
     ):
         super().__init__()
@@ -116,7 +119,13 @@ class RegionMaskHead(nn.Module, ABC):
                 f"PSIS.ROI_FEATURE_DROP is {feature_drop}, but {type(self).__name__} has no shape "
                 "prior to fall back on; set it to 0 or use a mask head with a shape prior."
             )
+        if boundary_weight > 0 and not self.uses_mask_loss:
+            raise UserError(
+                f"PSIS.BOUNDARY_WEIGHT is {boundary_weight}, but {type(self).__name__} has a mask "
+                "loss of its own, without that of contours; set it to 0."
+            )
         self.loss_weight = loss_weight
+        self.boundary_weight = boundary_weight
         self.weak = weak
         self.regularize = RegionRegularizer(channel_dropout, feature_drop)
 
@@ -131,6 +140,7 @@ class RegionMaskHead(nn.Module, ABC):
         return {
             "channel_dropout": cfg.PSIS.ROI_CHANNEL_DROPOUT,
             "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,
+            "boundary_weight": cfg.PSIS.BOUNDARY_WEIGHT,
             "weak": weak_losses_of(cfg),
         }
 
@@ -252,9 +262,12 @@ class RegionMaskHead(nn.Module, ABC):
             logits = logits[context.annotated_rows]
         if targets is None:
             targets = annotated.mask_targets(logits.shape[-1])
-        return self.loss_weight * mask_bce(
-            logits, targets, annotated.classes, annotated.mask_weights
-        )
+        classes, weights = annotated.classes, annotated.mask_weights
+        loss = mask_bce(logits, targets, classes, weights)
+        if self.boundary_weight > 0:
+            own = select_class(logits, classes)
+            loss = loss + self.boundary_weight * boundary_bce(own, targets, weights)
+        return self.loss_weight * loss
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
         """Losses in training; else the regions with ``pred_masks``, [R, 1, M, M] in [0, 1].

@@ -164,6 +164,7 @@ class ShapeMaskHead(RegionMaskHead):
     """
 
     has_shape_prior = True
+    uses_mask_loss = False
     needs = Needs(wide_frames=True)
 
     @configurable

@@ -14,8 +14,11 @@ only for regions whose result is used (mask-annotated foreground in training, de
 time); the classifier alone sees all samples.
 """
 
+from collections.abc import Sequence
+
 from psis_d2.config_rules import check_keys
 from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.hourglass import hourglass_trunk
 from psis_d2.modeling.losses import weighted_bce, zero_loss
 from psis_d2.modeling.mask_heads.base import Needs, RegionMaskHead
 from psis_d2.modeling.mask_heads.blocks import UpsamplePredictor, conv_tower, plain_convs
@@ -144,6 +147,8 @@ class ShapePropMaskHead(RegionMaskHead):
             encoder and decoder, too.
         share_tower: whether they are one.
         predictor_init: see :class:`UpsamplePredictor`.
+        hourglass: channels and blocks of an hourglass that is the mask trunk, see
+            :func:`~psis_d2.modeling.hourglass.hourglass_trunk`; None: `num_convs` convolutions.
         activating_kind: see :func:`activating_loss`.
         fusion: "embed" or "concat".
         embed_dim, embed_convs: of fusion "embed".
@@ -180,6 +185,7 @@ class ShapePropMaskHead(RegionMaskHead):
         tower_dilation: int = 1,
         share_tower: bool = False,
         predictor_init: str = "normal",
+        hourglass: tuple[Sequence[int], Sequence[int]] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -206,26 +212,29 @@ class ShapePropMaskHead(RegionMaskHead):
         else:
             self.embedding = nn.Sigmoid()
             prior_dim = 1
-        self.trunk = conv_tower(channels + prior_dim, conv_dim, num_convs, norm)
-        self.predictor = UpsamplePredictor(
-            conv_dim if num_convs else channels + prior_dim,
-            conv_dim,
-            num_outputs,
-            init=predictor_init,
-        )
+        width = channels + prior_dim
+        if hourglass is not None:
+            self.trunk = hourglass_trunk(width, conv_dim, *hourglass, norm)
+            width = hourglass[0][0]
+        else:
+            self.trunk = conv_tower(width, conv_dim, num_convs, norm)
+            width = conv_dim if num_convs else width
+        self.predictor = UpsamplePredictor(width, conv_dim, num_outputs, init=predictor_init)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         check_keys(cfg, "PSIS.SHAPEPROP")
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.PSIS.SHAPEPROP
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        deep = node.TRUNK == "hourglass"
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
             "num_classes": num_classes,
             "num_outputs": 1 if head.CLS_AGNOSTIC_MASK else num_classes,
             "conv_dim": head.CONV_DIM,
-            "num_convs": head.NUM_CONV,
+            "num_convs": 0 if deep else head.NUM_CONV,
+            "hourglass": (cfg.PSIS.HOURGLASS.CHANNELS, cfg.PSIS.HOURGLASS.BLOCKS) if deep else None,
             "norm": head.NORM,
             "tower_dim": node.TOWER_DIM,
             "tower_convs": node.TOWER_CONVS,
