@@ -25,13 +25,18 @@ def written_at_once(path: str, binary: bool = False) -> Iterator[IO]:
 
     Args:
         path: a local path.
-        binary: open for bytes; otherwise for UTF-8 text.
+        binary: open for bytes; otherwise for UTF-8 text, in which half of a surrogate pair, as a
+            json may hold it, is spelled out.
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     unfinished = f"{path}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.part"
     try:
-        options = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8"}
+        options = (
+            {"mode": "wb"}
+            if binary
+            else {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
+        )
         with open(unfinished, **options) as file:
             yield file
             file.flush()

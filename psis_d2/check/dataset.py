@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from psis_d2.check.findings import Findings
+from psis_d2.data.coco import file_name_of
 from psis_d2.data.points import usable_points
-from psis_d2.data.supervision import usable_segmentation
+from psis_d2.data.records import is_box, is_side, read_flag, read_id
+from psis_d2.data.segmentation import read_segmentation
 from psis_d2.errors import UserError
 
 import numpy as np
@@ -110,9 +112,8 @@ def check_dataset(
     if not os.path.isdir(image_root):
         raise UserError(f"The image folder {image_root} does not exist; check the path.")
     check = DatasetCheck(json_file, images=len(content["images"]))
-    for category in content["categories"]:
-        check.categories[_key(category)] = CategoryCounts(str(category.get("name")))
-    records = _check_records(content["images"], check)
+    _check_categories(content["categories"], check)
+    records = _check_records(content["images"], image_root, check)
     objects = _check_annotations(content["annotations"], records, check)
     for key, record in records.items():
         if not objects.get(key):
@@ -135,18 +136,15 @@ def check_validation(training: DatasetCheck, validation: DatasetCheck) -> None:
             validation.findings.add("category unknown to training", counts.name)
 
 
-def _key(entry: dict):
-    key = entry.get("id")
-    return key if isinstance(key, (int, str)) else json.dumps(key)
-
-
 def _read(json_file: str) -> dict:
     try:
         with open(json_file, encoding="utf-8-sig") as file:
             content = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Cannot read {json_file} ({error}); give a COCO json.") from error
     content = content if isinstance(content, dict) else {}
+    if content:
+        content.setdefault("annotations", [])  # a list of images to predict on has none
     for name in ("images", "annotations", "categories"):
         entries = content.get(name)
         if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
@@ -154,16 +152,29 @@ def _read(json_file: str) -> dict:
     return content
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _check_categories(categories: list[dict], check: DatasetCheck) -> None:
+    for category in categories:
+        key, name = read_id(category.get("id")), str(category.get("name"))
+        if key is None:
+            check.findings.add("no id", f"category {name}: {category.get('id')!r}")
+        elif key in check.categories:
+            check.findings.add("duplicate category id", f"{name} (id {key})")
+        else:
+            check.categories[key] = CategoryCounts(name)
 
 
-def _check_records(images: list[dict], check: DatasetCheck) -> dict:
+def _check_records(images: list[dict], root: str, check: DatasetCheck) -> dict:
     """Images by id, those that can be used."""
     records: dict = {}
     names: set[str] = set()
     for image in images:
-        key, name = _key(image), str(image.get("file_name"))
+        key, name = read_id(image.get("id")), file_name_of(image, root)
+        if key is None:
+            check.findings.add("no id", f"image {name}: {image.get('id')!r}")
+            continue
+        if name is None:
+            check.findings.add("no file name", f"image id {key}: {image.get('file_name')!r}")
+            continue
         if key in records:
             check.findings.add("duplicate image id", f"{name} (id {key})")
             continue
@@ -171,37 +182,55 @@ def _check_records(images: list[dict], check: DatasetCheck) -> dict:
             check.findings.add("duplicate file name", name)
         names.add(name)
         size = image.get("height"), image.get("width")
-        if not all(_is_number(v) and v >= 1 for v in size):
+        if not all(map(is_side, size)):
             check.findings.add("no size", f"{name} ({size[1]} x {size[0]})")
-        records[key] = {**image, "file_name": name}
+        box_only = _flag(image, "box_only", f"image id {key}", check)
+        records[key] = {**image, "file_name": name, "box_only": box_only}
     return records
 
 
+def _flag(entry: dict, name: str, owner: str, check: DatasetCheck) -> bool:
+    """A flag; false with a finding where it is none."""
+    try:
+        return read_flag(entry.get(name), name, owner, "the json")
+    except UserError:
+        check.findings.add("bad flag", f"{name} of {owner}: {entry[name]!r}")
+        return False
+
+
 def _check_annotations(annotations: list[dict], records: dict, check: DatasetCheck) -> dict:
-    """Usable annotations by image id."""
+    """Usable annotations by image id, with masks as they are read."""
     objects: dict = {}
     ids: Counter = Counter()
     for position, annotation in enumerate(annotations):
-        label = f"annotation {annotation.get('id', f'number {position + 1}')}"
-        if "id" in annotation:
-            ids[json.dumps(annotation["id"])] += 1
-            if ids[json.dumps(annotation["id"])] > 1:
+        raw = annotation.get("id")
+        key = read_id(raw)
+        label = f"annotation {f'number {position + 1}' if key is None else key}"
+        if raw is not None and key is None:
+            check.findings.add("no id", f"{label}: {raw!r}")
+        elif key is not None:
+            ids[key] += 1
+            if ids[key] > 1:
                 check.findings.add("duplicate annotation id", label)
-        image, category = annotation.get("image_id"), annotation.get("category_id")
-        if not isinstance(image, (int, str)) or image not in records:
-            check.findings.add("unknown image", f"{label}: {image!r}")
-        elif not isinstance(category, (int, str)) or category not in check.categories:
-            check.findings.add("unknown category", f"{label}: {category!r}")
+        image = read_id(annotation.get("image_id"))
+        category = read_id(annotation.get("category_id"))
+        if image not in records:
+            check.findings.add("unknown image", f"{label}: {annotation.get('image_id')!r}")
+        elif category not in check.categories:
+            check.findings.add("unknown category", f"{label}: {annotation.get('category_id')!r}")
         elif _check_box(annotation, records[image], label, check):
             counts = check.categories[category]
-            if annotation.get("iscrowd") or annotation.get("ignore"):
+            flags = [_flag(annotation, name, label, check) for name in ("iscrowd", "ignore")]
+            if any(flags):
                 counts.crowds += 1
                 check.findings.add("crowd", label)
                 continue
             counts.objects += 1
-            counts.masks += _check_mask(annotation, records[image], label, check)
+            mask = _check_mask(annotation, records[image], label, check)
+            counts.masks += mask is not None
             counts.points += _check_points(annotation, records[image], label, check)
-            objects.setdefault(image, []).append(annotation)
+            read = {**annotation, "segmentation": mask, "category_id": category}
+            objects.setdefault(image, []).append(read)
     return objects
 
 
@@ -209,7 +238,7 @@ def _check_box(annotation: dict, record: dict, label: str, check: DatasetCheck) 
     """Whether an annotation has a box that training can use."""
     box = annotation.get("bbox")
     label = f"{label} in {record['file_name']}"
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not is_box(box):
         check.findings.add("bad box", f"{label}: {box!r}")
         return False
     x, y, width, height = box
@@ -217,7 +246,7 @@ def _check_box(annotation: dict, record: dict, label: str, check: DatasetCheck) 
         check.findings.add("flat box", f"{label}: {box}")
         return False
     size = record.get("width"), record.get("height")
-    if all(map(_is_number, size)) and (
+    if all(map(is_side, size)) and (
         x < -1 or y < -1 or x + width > size[0] + 1 or y + height > size[1] + 1
     ):
         check.findings.add("box outside", f"{label}: {box} in {size[0]} x {size[1]}")
@@ -227,28 +256,26 @@ def _check_box(annotation: dict, record: dict, label: str, check: DatasetCheck) 
     return True
 
 
-def _check_mask(annotation: dict, record: dict, label: str, check: DatasetCheck) -> bool:
-    """Whether an annotation has a mask that training can use."""
-    segmentation = annotation.get("segmentation")
-    if segmentation in (None, [], {}, [[]]) or record.get("box_only"):
-        return False
+def _check_mask(
+    annotation: dict, record: dict, label: str, check: DatasetCheck
+) -> list | dict | None:
+    """An annotation's mask as training reads it, None if there is none that it can use."""
     size = record.get("height"), record.get("width")
-    if not all(_is_number(v) and v >= 1 for v in size):
-        return False
+    if record["box_only"] or not all(map(is_side, size)):
+        return None
     height, width = (int(v) for v in size)
     label = f"{label} in {record['file_name']}"
-    if not usable_segmentation(segmentation, height, width):
-        check.findings.add("bad mask", label)
-        return False
-    area, inside = _mask_areas(segmentation, annotation["bbox"], height, width)
-    if area == 0:
-        check.findings.add("bad mask", f"{label}: no pixel")
-        return False
+    mask, bad = read_segmentation(annotation.get("segmentation"), height, width)
+    if mask is None:
+        if bad:
+            check.findings.add("bad mask", label)
+        return None
+    area, inside = _mask_areas(mask, annotation["bbox"], height, width)
     if inside < area / 2:
         check.findings.add("mask outside box", label)
     _, _, box_width, box_height = annotation["bbox"]
     check.mask_shares.append(min(1.0, inside / (box_width * box_height)))
-    return True
+    return mask
 
 
 def _check_points(annotation: dict, record: dict, label: str, check: DatasetCheck) -> bool:
@@ -264,16 +291,16 @@ def _check_points(annotation: dict, record: dict, label: str, check: DatasetChec
     return bool(points)
 
 
-def _mask_areas(segmentation, box: list, height: int, width: int) -> tuple[int, int]:
-    """Pixels of a mask, and those of them in its box."""
+def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """A mask as :func:`~psis_d2.data.segmentation.read_segmentation` gives it: uint8 [H, W]."""
     if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if isinstance(p, list) and len(p) >= 6]
-        rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = mask_util.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    mask = mask_util.decode(rle)
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    return mask_util.decode(segmentation)
+
+
+def _mask_areas(segmentation: list | dict, box: list, height: int, width: int) -> tuple[int, int]:
+    """Pixels of a mask, and those of them in its box."""
+    mask = decode_mask(segmentation, height, width)
     x, y, w, h = box
     rows = slice(max(0, math.floor(y)), max(0, math.ceil(y + h)))
     columns = slice(max(0, math.floor(x)), max(0, math.ceil(x + w)))
@@ -307,7 +334,7 @@ def _fault_of_file(path: str, record: dict, decode: bool) -> tuple[str, str] | N
         return "unreadable file", f"{name} ({type(error).__name__}: {error})"
     said = record.get("width"), record.get("height")
     shown = size[::-1] if turned else size
-    if all(map(_is_number, said)) and tuple(said) != shown:
+    if all(map(is_side, said)) and tuple(said) != shown:
         kind = "rotated" if tuple(said) == shown[::-1] and turned else "other size"
         return kind, f"{name} is {shown[0]} x {shown[1]}, the json says {said[0]} x {said[1]}"
     if mode not in _PLAIN_MODES:

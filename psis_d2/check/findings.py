@@ -14,6 +14,22 @@ KINDS = {
         "annotations with an id that another annotation has",
         "renumber them",
     ),
+    "no id": (
+        ERROR,
+        "images, annotations or categories whose id is neither a number nor a text",
+        "number them",
+    ),
+    "bad flag": (
+        ERROR,
+        "flags (iscrowd, ignore, box_only) that are not 0, 1, true or false",
+        "write 0 or 1",
+    ),
+    "duplicate category id": (
+        ERROR,
+        "categories with an id that another category has",
+        "renumber them",
+    ),
+    "no file name": (ERROR, "images without a file_name", "write the name of the file"),
     "duplicate file name": (
         WARNING,
         "images whose file another entry names, too",

@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 
-from psis_d2.check.dataset import DatasetCheck
+from psis_d2.check.dataset import DatasetCheck, decode_mask
 from psis_d2.errors import UserError
 from psis_d2.inference.media import read_picture
 from psis_d2.visualization import UNSEEN_MARK, draw_instances, instance_colors
@@ -15,7 +15,6 @@ from psis_d2.visualization import UNSEEN_MARK, draw_instances, instance_colors
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from pycocotools import mask as mask_util
 
 _SAMPLE_SIDE = 640
 _MOST_BARS = 40
@@ -177,20 +176,10 @@ def _draw(image: np.ndarray, sample: dict, check: DatasetCheck) -> np.ndarray:
         kinds.append(place)
         name = check.categories[annotation["category_id"]].name
         labels.append(name + ("" if place in seen else UNSEEN_MARK))
-        masks.append(_decode(annotation.get("segmentation"), height, width))
+        mask, record = annotation["segmentation"], sample["record"]
+        # of another size than the image, it is among the findings
+        fits = mask is not None and [record["height"], record["width"]] == [height, width]
+        masks.append(decode_mask(mask, height, width).astype(bool) if fits else None)
     scale = min(1.0, _SAMPLE_SIDE / max(height, width))
     colors = instance_colors(kinds, seen)
     return draw_instances(image, np.array(boxes), masks, labels, colors, scale)
-
-
-def _decode(segmentation, height: int, width: int) -> np.ndarray | None:
-    from psis_d2.data.supervision import usable_segmentation
-
-    if not usable_segmentation(segmentation, height, width):
-        return None
-    if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if isinstance(p, list) and len(p) >= 6]
-        segmentation = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, height, width)
-    return mask_util.decode(segmentation).astype(bool)

@@ -211,15 +211,18 @@ def _read_json(json_file: str) -> dict:
     return content
 
 
-def _category_names(content: dict, json_file: str) -> dict[int, str]:
+def _order(key: int | str) -> tuple:
+    """Numbers before texts, each in their order."""
+    return isinstance(key, str), key
+
+
+def _category_names(content: dict, json_file: str) -> dict[int | str, str]:
     """Category names by id, a category left out that only repeats another's name."""
     names, roots = {}, set()
     for category in content["categories"]:
         key, name = read_id(category.get("id")), category.get("name")
-        if type(key) is not int or not isinstance(name, str):
-            raise UserError(
-                f"{json_file} has a category without an integer id and a name: {category}."
-            )
+        if key is None or not isinstance(name, str):
+            raise UserError(f"{json_file} has a category without an id and a name: {category}.")
         if key in names:
             raise UserError(f"{json_file} has two categories with id {key}; ids must be unique.")
         names[key] = name
@@ -244,7 +247,7 @@ def _category_names(content: dict, json_file: str) -> dict[int, str]:
             for key in set(keys) - set(kept):
                 del names[key]
                 logger.info(
-                    "%s: category %d '%s' repeats a name and is unused", json_file, key, name
+                    "%s: category %s '%s' repeats a name and is unused", json_file, key, name
                 )
     return names
 
@@ -256,11 +259,11 @@ def _set_categories(content: dict, json_file: str, dataset_name: str) -> dict:
     classes = metadata.get("thing_classes")
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     if classes is None:
-        classes = [names[key] for key in sorted(names)]
+        classes = [names[key] for key in sorted(names, key=_order)]
         metadata.thing_classes = classes
     if ids is None:
         places = {name: place for place, name in enumerate(classes)}
-        ids = {key: places[names[key]] for key in sorted(names) if names[key] in places}
+        ids = {key: places[names[key]] for key in sorted(names, key=_order) if names[key] in places}
         if len(ids) == len(names):
             metadata.thing_dataset_id_to_contiguous_id = ids
     for key, name in names.items():
@@ -280,7 +283,7 @@ def _image_records(
     """Dataset dicts without annotations, by image id, sorted by it."""
     records = {}
     for image in images:
-        key, name = read_id(image.get("id")), _file_name(image, image_root)
+        key, name = read_id(image.get("id")), file_name_of(image, image_root)
         if key is None or name is None:
             raise UserError(f"{json_file} has an image without id and file_name: {image}.")
         if key in records:
@@ -299,11 +302,11 @@ def _image_records(
                 known = (category_ids.get(read_id(value)) for value in listed)
                 records[key][lvis_key] = [value for value in known if value is not None]
     # Sorted, so that the order of the file does not change the order of training.
-    return dict(sorted(records.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+    return dict(sorted(records.items(), key=lambda item: _order(item[0])))
 
 
-def _file_name(image: dict, image_root: str) -> str | None:
-    """An image's file name below the folder of images."""
+def file_name_of(image: dict, image_root: str = "") -> str | None:
+    """The file name of a json's image, below the folder of images; None if it has none."""
     name, url = image.get("file_name"), image.get("coco_url")
     if isinstance(name, str):
         return name

@@ -163,7 +163,7 @@ def _read_image(record: dict, where: str) -> dict:
             f"no text: {_shown(record['image_id'])}, {_shown(name)}."
         )
     sides = [record["height"], record["width"]]
-    if not all(map(_is_side, sides)):
+    if not all(map(is_side, sides)):
         raise UserError(
             f"Image {_shown(os.path.basename(os.fspath(name)))[1:-1]} (id {key}) in {where} has no "
             f"usable height and width (found {_shown(sides[0])} and {_shown(sides[1])}); write its "
@@ -185,12 +185,23 @@ def _read_image(record: dict, where: str) -> dict:
     }
 
 
-def _is_side(value) -> bool:
-    return _is_real(value) and 1 <= value <= _LONGEST_SIDE and value == int(value)
+def is_side(value) -> bool:
+    """Whether a value can be an image's height or width."""
+    return is_real(value) and 1 <= value <= _LONGEST_SIDE and value == int(value)
 
 
-def _is_real(value) -> bool:
+def is_real(value) -> bool:
+    """Whether a value is a number, Python's or NumPy's, and no flag."""
     return type(value) in (int, float) or isinstance(value, (np.integer, np.floating))
+
+
+def is_box(value) -> bool:
+    """Whether a value is a list of four finite numbers, none beyond any pixel coordinate."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 4
+        and all(is_real(side) and -_HUGE < side < _HUGE for side in value)
+    )
 
 
 def number_annotations(annotations: Sequence[dict], where: str, repeated_ids: bool = False) -> None:
@@ -251,11 +262,7 @@ def _read_annotation(
     box = annotation.get("bbox")
     box = box.tolist() if isinstance(box, np.ndarray) else box
     mode = annotation.get("bbox_mode")
-    if not (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(_is_real(value) and -_HUGE < value < _HUGE for value in box)
-    ):
+    if not is_box(box):
         corners = isinstance(mode, int) and mode == BoxMode.XYXY_ABS
         raise UserError(
             f"Annotation {own_id} in {where} has no usable bbox (found {_shown(box)}); it must be "
@@ -279,7 +286,7 @@ def _read_annotation(
     )
     read_points(annotation, own_id, where)
     area = annotation.pop("area", None)
-    if _is_real(area) and 0 < area < _HUGE**2:
+    if is_real(area) and 0 < area < _HUGE**2:
         annotation["area"] = float(area)
     return taken
 

@@ -135,7 +135,8 @@ def evaluate(
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if note := checkpointer.split_note():
         logger.warning("This evaluation is under another split than the training: %s.", note)
-    results = Trainer.test(cfg, model)
+        note = f"another split: {note}"
+    results = Trainer.test(cfg, model, note=note)
     if comm.is_main_process():
         verify_expected(cfg, results)
     return results

@@ -183,9 +183,9 @@ class Trainer(GuardedTraining, DefaultTrainer):
         return build_evaluator(cfg, dataset_name, boxes, shrunk)
 
     @classmethod
-    def test(cls, cfg, model, evaluators=None) -> OrderedDict:
+    def test(cls, cfg, model, evaluators=None, note: str = "") -> OrderedDict:
         """See :func:`psis_d2.evaluation.run.evaluate`; `evaluators` is Detectron2's, unused."""
-        return evaluate(cfg, model, cls.build_evaluator)
+        return evaluate(cfg, model, cls.build_evaluator, note=note)
 
 
 def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:

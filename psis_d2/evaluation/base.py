@@ -42,6 +42,8 @@ class PredictionCollector(DatasetEvaluator, ABC):
 
     file_name: str
     """Of the predictions."""
+    note = ""
+    """What a reader of the tables has to know; it stands in their headings."""
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class PredictionCollector(DatasetEvaluator, ABC):
             )
         if self.output_dir:
             path = os.path.join(self.output_dir, self.file_name)
-            write_predictions(path, predictions, truth.json_ids)
+            write_predictions(path, predictions, truth.json_ids, truth.annotation_ids)
         if not truth.annotated:
             logger.info(
                 "%s has no annotations, so nothing is measured; its predictions are %s.",
@@ -147,6 +149,10 @@ class PredictionCollector(DatasetEvaluator, ABC):
         known = set(self.own_ids.values())
         groups = {name: [i for i in ids if i in known] for name, ids in groups.items()}
         return {name: ids for name, ids in groups.items() if ids}
+
+    def heading(self, what: str) -> str:
+        """The line above a table."""
+        return f"{what} ({self.note}):" if self.note else f"{what}:"
 
     def save(self, file_name: str, content, indent: int | None = None) -> None:
         """Write a json file into the output folder, if there is one."""
@@ -191,7 +197,10 @@ def class_groups(seen_ids: Collection[int], num_classes: int) -> dict[str, list[
 
 
 def write_predictions(
-    path: str, predictions: Iterable[ImagePredictions], json_ids: Sequence[int]
+    path: str,
+    predictions: Iterable[ImagePredictions],
+    json_ids: Sequence[int | str],
+    annotation_ids: Mapping[int, int | str | None] = MappingProxyType({}),
 ) -> None:
     """Write predictions in COCO's result format, an image at a time, or nothing at all.
 
@@ -199,11 +208,12 @@ def write_predictions(
         path: of the json.
         predictions: classes being contiguous category ids.
         json_ids: category id in the annotation file, by contiguous id.
+        annotation_ids: annotation id in that file, by ours, where it is another.
     """
     with written_at_once(path) as file:
         separator = "["
         for of_image in predictions:
-            if records := of_image.records(json_ids):
+            if records := of_image.records(json_ids, annotation_ids):
                 file.write(separator + json.dumps(_plain(records), allow_nan=False)[1:-1])
                 separator = ", "
         file.write("[]" if separator == "[" else "]")

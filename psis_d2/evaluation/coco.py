@@ -81,6 +81,7 @@ class PartialCOCOEvaluator(PredictionCollector):
             f"metrics_{short_name(self.dataset_name)}.json",
             {
                 "dataset": self.dataset_name,
+                **({"note": self.note} if self.note else {}),
                 "images": len(truth.image_sizes),
                 "detections": number,
                 "max_dets": self.max_dets,
@@ -89,6 +90,7 @@ class PartialCOCOEvaluator(PredictionCollector):
             },
             indent=1,
         )
-        logger.info("AP by category:\n%s", format_rows(rows))
-        logger.info("AP on %s:\n%s", self.dataset_name, format_results(results))
+        logger.info("%s\n%s", self.heading("AP by category"), format_rows(rows))
+        title = self.heading(f"AP on {self.dataset_name}")
+        logger.info("%s\n%s", title, format_results(results))
         return results

@@ -77,6 +77,7 @@ class GivenBoxEvaluator(PredictionCollector):
             f"metrics_{short_name(self.dataset_name)}_given_boxes.json",
             {
                 "dataset": self.dataset_name,
+                **({"note": self.note} if self.note else {}),
                 "images": len(truth.image_sizes),
                 "predictions": number,
                 "results": results,
@@ -84,8 +85,10 @@ class GivenBoxEvaluator(PredictionCollector):
             },
             indent=1,
         )
-        logger.info("Masks in given boxes by category:\n%s", format_rows(rows))
-        logger.info("Masks in given boxes on %s:\n%s", self.dataset_name, format_results(results))
+        title = self.heading("Masks in given boxes by category")
+        logger.info("%s\n%s", title, format_rows(rows))
+        title = self.heading(f"Masks in given boxes on {self.dataset_name}")
+        logger.info("%s\n%s", title, format_results(results))
         return results
 
 

@@ -32,6 +32,8 @@ class GroundTruth:
         annotations: dicts with ``image_id``, ``id`` (as in the file), ``category_id``
             (contiguous), ``bbox`` (XYWH pixels), ``area`` (pixels), ``iscrowd`` (0 or 1), and, only
             where there is a usable mask, ``segmentation`` (compressed RLE).
+        annotation_ids: {annotation id: that in the annotation file}, where it is another; None for
+            one that had none, while another has its number.
         annotated: False where there is no annotation at all, as for COCO's test-dev.
         absent: of LVIS, {image id: categories (contiguous) that the image has none of}. What is
             neither annotated nor absent in an image was not looked for there. None elsewhere.
@@ -43,6 +45,7 @@ class GroundTruth:
     json_ids: list[int]
     image_sizes: dict
     annotations: list[dict]
+    annotation_ids: dict[int, int | str | None] = field(default_factory=dict)
     annotated: bool = True
     absent: dict[int | str, frozenset[int]] | None = None
     not_exhaustive: dict[int | str, frozenset[int]] = field(default_factory=dict)
@@ -231,10 +234,17 @@ def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:
         annotations=[
             _encode(raw, record) for record in records for raw in record.get("annotations", ())
         ],
+        annotation_ids=_ids_in_file(a for record in records for a in record.get("annotations", ())),
         annotated=any(record.get("annotations") for record in records),
         absent=by_image("neg_category_ids") if of_lvis else None,
         not_exhaustive=by_image("not_exhaustive_category_ids") if of_lvis else {},
     )
+
+
+def _ids_in_file(annotations: Iterable[dict]) -> dict[int, int | str | None]:
+    ids = [(a["id"], a.get("json_id")) for a in annotations]
+    taken = {own for _, own in ids}
+    return {key: own for key, own in ids if own is not None or key in taken}
 
 
 def box_region(bbox: list[float], height: int, width: int) -> dict:

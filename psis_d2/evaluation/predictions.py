@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from detectron2.structures import BoxMode, Instances
@@ -90,11 +91,16 @@ class ImagePredictions:
         categories = [category_of[x] for x in classes if x in category_of]
         return replace(kept, classes=np.array(categories, dtype=np.int64))
 
-    def records(self, json_ids: Sequence[int]) -> list[dict]:
+    def records(
+        self,
+        json_ids: Sequence[int | str],
+        annotation_ids: Mapping[int, int | str | None] = MappingProxyType({}),
+    ) -> list[dict]:
         """Dicts in COCO's result format, ready for a json; given boxes have their ``id``.
 
         Args:
             json_ids: category id in the annotation file, by class.
+            annotation_ids: annotation id in that file, by ours, where it is another.
         """
         records = [
             {"image_id": self.image_id, "category_id": json_ids[c], "bbox": box, "score": score}
@@ -107,7 +113,7 @@ class ImagePredictions:
                 record["segmentation"] = {**mask, "counts": mask["counts"].decode("ascii")}
         if self.ids is not None:
             for record, key in zip(records, self.ids.tolist(), strict=True):
-                record["id"] = key
+                record["id"] = annotation_ids.get(key, key)
         return records
 
 

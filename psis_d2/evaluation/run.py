@@ -67,6 +67,7 @@ def evaluate(
     model: nn.Module,
     build_evaluator: Callable[..., DatasetEvaluator] = build_evaluator,
     names: Sequence[str] | None = None,
+    note: str = "",
 ) -> OrderedDict:
     """Evaluate on data sets: boxes as ``TEST.BOXES`` says, masks as ``TEST.MASKS``.
 
@@ -79,6 +80,7 @@ def evaluate(
         model: a meta-architecture of Detectron2's, with weights.
         build_evaluator: called as :func:`build_evaluator` is.
         names: data sets, those of ``DATASETS.TEST`` by default.
+        note: what stands in the headings of all tables.
 
     Returns:
         {task: {metric: value}}; with several data sets {data set: {task: {...}}}, where a name is
@@ -113,6 +115,8 @@ def evaluate(
                 annotated = boxes == "gt" and not shrink
                 tested = build_grabcut_model(cfg, tested, name, annotated)
             evaluator = build_evaluator(cfg, name, boxes, shrunk=shrink is not None)
+            if note:
+                evaluator.note = note
             tasks = inference_on_dataset(tested, loader, evaluator) or {}
             prefix = "shrunk_" if shrink else ""
             of_dataset.update({f"{prefix}{task}": x for task, x in tasks.items()})

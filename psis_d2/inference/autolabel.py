@@ -7,14 +7,17 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from psis_d2.data.coco import file_name_of
+from psis_d2.data.records import is_box, is_side, read_id
 from psis_d2.data.supervision import usable_segmentation
 from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
 from psis_d2.inference.box_files import (
+    by_image,
     check_size,
     classes_of,
     clipped_box,
-    is_usable_box,
+    is_crowd,
     read_boxes,
 )
 from psis_d2.inference.journal import Journal
@@ -130,18 +133,16 @@ def autolabel(
         Journal(f"{output}.unfinished", job).close()
     comm.synchronize()
     journal = Journal(f"{output}.unfinished", job, comm.get_rank())
-    of_image: dict = {record["id"]: [] for record in data["images"]}
-    for annotation in data["annotations"]:
-        of_image[annotation["image_id"]].append(annotation)
+    of_image = by_image(data)
     open_images = [i for i in range(len(data["images"])) if i not in journal.done]
     mine = open_images[comm.get_rank() :: comm.get_world_size()]
     shown = tqdm(mine, desc="images", unit="image", disable=not progress or comm.get_rank() > 0)
     for number in shown:
         record = data["images"][number]
+        annotations = of_image[read_id(record["id"])] if boxes else None
         result = _label_image(
-            predictor, images, record, of_image[record["id"]] if boxes else None, categories,
-            labeling, number, output,
-        )  # fmt: skip
+            predictor, images, record, annotations, categories, labeling, number, output
+        )
         journal.add(number, result)
     comm.synchronize()
     report = None
@@ -183,7 +184,7 @@ def _label_image(
     image = None
     if wanted:
         try:
-            image = read_picture(os.path.join(folder, record["file_name"]))
+            image = read_picture(os.path.join(folder, file_name_of(record, folder)))
             check_size(image, record)
         except UserError as error:
             if annotations is None:
@@ -205,7 +206,7 @@ def _label_image(
         found = predictor(
             image,
             np.array([clipped_box(annotations[row]["bbox"], image.shape) for row in rows]),
-            np.array([categories[annotations[row]["category_id"]] for row in rows]),
+            np.array([categories[read_id(annotations[row]["category_id"])] for row in rows]),
         )
         _preview(predictor, image, found, labeling, number, output, given=True)
         for row, mask, score in zip(
@@ -222,17 +223,19 @@ def _label_image(
 
 def _reason(annotation: dict, record: dict, categories: dict, labeling: Labeling) -> str | None:
     """Why an annotation gets no mask, as far as the file tells; None if it gets one."""
-    if annotation.get("iscrowd"):
+    if is_crowd(annotation):
         return CROWD
-    height, width = record.get("height"), record.get("width")
+    size = record.get("height"), record.get("width")
     segmentation = annotation.get("segmentation")
-    known_size = height and width
-    if labeling.only_missing and known_size and usable_segmentation(segmentation, height, width):
+    if (
+        labeling.only_missing
+        and all(map(is_side, size))
+        and usable_segmentation(segmentation, *(int(side) for side in size))
+    ):
         return HAS_MASK
-    box = annotation.get("bbox")
-    if not is_usable_box(box):
+    if not is_box(annotation.get("bbox")):
         return NO_BOX
-    return UNKNOWN if categories[annotation["category_id"]] is None else None
+    return UNKNOWN if categories[read_id(annotation["category_id"])] is None else None
 
 
 def _label_detections(
@@ -304,7 +307,7 @@ def _write(
                 }
                 data["annotations"].append(entry)
             continue
-        annotations = of_image[record["id"]]
+        annotations = of_image[read_id(record["id"])]
         if "unreadable" in result:
             unreadable.append(result["unreadable"])
             report.left[UNREADABLE] += len(annotations)

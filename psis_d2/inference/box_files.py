@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 
+from psis_d2.data.coco import file_name_of
 from psis_d2.data.foreign_masks import as_rle
+from psis_d2.data.records import is_box, read_flag, read_id
 from psis_d2.data.segmentation import read_segmentation
 from psis_d2.errors import UserError
 from psis_d2.inference.predictor import Predictor
@@ -29,7 +30,7 @@ def read_boxes(path: str) -> tuple[dict, str]:
         with open(path, "rb") as file:
             content = file.read()
         data = json.loads(content)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Cannot read {path} ({error}); give a COCO json with boxes.") from error
     if not isinstance(data, dict):
         data = {}
@@ -37,23 +38,38 @@ def read_boxes(path: str) -> tuple[dict, str]:
         entries = data.get(key)
         if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
             raise UserError(f"{path} has no list of {key}; give a COCO json with boxes.")
+    known = {}
     for key in ("images", "categories"):
-        ids = [entry.get("id") for entry in data[key]]
-        if None in ids or len({json.dumps(i) for i in ids}) < len(ids):
+        ids = [read_id(entry.get("id")) for entry in data[key]]
+        known[key] = set(ids)
+        if None in known[key] or len(known[key]) < len(ids):
             raise UserError(f"{path} has {key} without an id or with a repeated one; fix the ids.")
     for record in data["images"]:
-        if not isinstance(record.get("file_name"), str):
+        if file_name_of(record) is None:
             raise UserError(f"{path}: image {record['id']} has no file_name; add it.")
-    known = {record["id"] for record in data["images"]}
-    kinds = {category["id"] for category in data["categories"]}
     for index, annotation in enumerate(data["annotations"]):
-        for key, ids in (("image_id", known), ("category_id", kinds)):
-            if annotation.get(key) not in ids:
+        own = f"annotation {annotation.get('id', f'number {index}')}"
+        for key, part in (("image_id", "images"), ("category_id", "categories")):
+            if read_id(annotation.get(key)) not in known[part]:
                 raise UserError(
-                    f"{path}: annotation {annotation.get('id', f'number {index}')} has {key} "
-                    f"{annotation.get(key)!r}, which is not in the file; fix or remove it."
+                    f"{path}: {own} has {key} {annotation.get(key)!r}, which is not in the file; "
+                    "fix or remove it."
                 )
+        read_flag(annotation.get("iscrowd"), "iscrowd", own, path)
     return data, hashlib.sha256(content).hexdigest()
+
+
+def by_image(data: dict) -> dict[int | str, list[dict]]:
+    """The annotations of every image of :func:`read_boxes`, by its id."""
+    of_image: dict = {read_id(record["id"]): [] for record in data["images"]}
+    for annotation in data["annotations"]:
+        of_image[read_id(annotation["image_id"])].append(annotation)
+    return of_image
+
+
+def is_crowd(annotation: dict) -> bool:
+    """Whether an annotation of :func:`read_boxes` is a crowd region."""
+    return read_flag(annotation.get("iscrowd"), "iscrowd", "an annotation", "the json")
 
 
 def classes_of(categories: Sequence[dict], predictor: Predictor) -> dict:
@@ -63,16 +79,11 @@ def classes_of(categories: Sequence[dict], predictor: Predictor) -> dict:
     """
     by_name = {name: i for i, name in enumerate(predictor.class_names)}
     fallback = 0 if predictor.class_agnostic else None
-    return {x["id"]: by_name.get(x.get("name"), fallback) for x in categories}
-
-
-def is_usable_box(box) -> bool:
-    """Whether a ``bbox`` is four finite numbers."""
-    return isinstance(box, list) and len(box) == 4 and all(_is_finite(v) for v in box)
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    names = {read_id(x["id"]): x.get("name") for x in categories}
+    return {
+        key: by_name.get(name, fallback) if isinstance(name, str) else fallback
+        for key, name in names.items()
+    }
 
 
 def clipped_box(box: Sequence[float], shape: Sequence[int]) -> list[float] | None:
@@ -86,7 +97,7 @@ def check_size(image: np.ndarray, record: dict) -> None:
     found, said = image.shape[:2], (record.get("height"), record.get("width"))
     if None not in said and found != said:
         raise UserError(
-            f"The image {record['file_name']} is {found[1]} x {found[0]} pixels, but the json says "
+            f"The image {file_name_of(record)} is {found[1]} x {found[0]} pixels, but the json says "
             f"{said[1]} x {said[0]}; correct width and height."
         )
 
@@ -109,10 +120,8 @@ class GivenBoxes:
         data, self.digest = read_boxes(file)
         self._predictor = predictor
         self._classes = classes_of(data["categories"], predictor)
-        self._records = {os.path.normpath(x["file_name"]): x for x in data["images"]}
-        self._annotations: dict = {record["id"]: [] for record in data["images"]}
-        for annotation in data["annotations"]:
-            self._annotations[annotation["image_id"]].append(annotation)
+        self._records = {os.path.normpath(file_name_of(x)): x for x in data["images"]}
+        self._annotations = by_image(data)
 
     def record_of(self, path: str) -> dict | None:
         """The entry of an image: the one whose ``file_name`` is the longest end of its path."""
@@ -141,9 +150,10 @@ class GivenBoxes:
         boxes, classes, truth = [], [], []
         if record is not None:
             check_size(image, record)
-            for annotation in self._annotations[record["id"]]:
-                box, category = annotation.get("bbox"), self._classes[annotation["category_id"]]
-                if annotation.get("iscrowd") or category is None or not is_usable_box(box):
+            for annotation in self._annotations[read_id(record["id"])]:
+                box = annotation.get("bbox")
+                category = self._classes[read_id(annotation["category_id"])]
+                if is_crowd(annotation) or category is None or not is_box(box):
                     continue
                 if (clipped := clipped_box(box, image.shape)) is not None:
                     boxes.append(clipped)

@@ -7,6 +7,7 @@ from pathlib import Path
 from psis_d2.check import check_dataset, check_validation, html_page
 from psis_d2.check.findings import KINDS
 from psis_d2.cli import main
+from psis_d2.data.coco import load_coco
 from psis_d2.errors import UserError
 
 import numpy as np
@@ -50,6 +51,10 @@ def _second(of, key, value):
 
 
 FAULTS = {
+    "no id": lambda c, i, a: i.append({"id": [1], "file_name": "009.png"}),
+    "bad flag": lambda c, i, a: _second(a, "iscrowd", "perhaps"),
+    "duplicate category id": lambda c, i, a: c["categories"].append({"id": 1, "name": "x"}),
+    "no file name": lambda c, i, a: i.append({"id": 99}),
     "duplicate image id": lambda c, i, a: i.append({**i[0], "file_name": "001.png"}),
     "duplicate annotation id": lambda c, i, a: _second(a, "id", 1),
     "duplicate file name": lambda c, i, a: i.append({**i[0], "id": 77}),
@@ -187,3 +192,45 @@ def test_the_command(data, tmp_path, capsys):
     (Path(data["images"]) / "000.png").unlink()
     assert run(data) == 1
     assert run(data, "--val-json", data["json"]) == 2
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in CASES.glob("*/")))
+def test_counts_are_those_of_training(folder, catalogs):
+    """Whatever the spelling, what is counted here is what training reads."""
+    json_file, images = str(CASES / folder / "train.json"), str(CASES / folder / "images")
+    records = load_coco(json_file, images, f"check {folder}")
+    objects = [a for record in records for a in record["annotations"] if not a["iscrowd"]]
+    check = check_dataset(json_file, images)
+    assert check.images == len(records)
+    assert check.objects == len(objects)
+    assert check.masks == sum("segmentation" in a for a in objects)
+    assert "missing file" not in {finding.kind for finding in check.findings}
+
+
+SPELLINGS = {
+    "a flat list": lambda polygon: polygon,
+    "pairs": lambda polygon: [polygon[i : i + 2] for i in range(0, len(polygon), 2)],
+    "nested pairs": lambda polygon: [[polygon[i : i + 2] for i in range(0, len(polygon), 2)]],
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_masks_in_any_spelling(data, spelling):
+    def respell(content, images, annotations):
+        for annotation in annotations:
+            if "segmentation" in annotation:
+                annotation["segmentation"] = SPELLINGS[spelling](annotation["segmentation"][0])
+            annotation["iscrowd"] = "false"
+
+    spoil(data, respell)
+    check = check_dataset(data["json"], data["images"])
+    assert (check.objects, check.masks, check.mask_shares) == (12, 4, [1.0] * 4)
+    assert "<img" in html_page([("training", check)])
+
+
+def test_a_list_of_images_without_annotations(data):
+    spoil(data, lambda content, images, annotations: content.pop("annotations"))
+    assert found(data) == {"no objects": 6, "no object at all": 3}

@@ -182,7 +182,7 @@ CATEGORY_ERRORS = {
     "none": ([], "lists no categories"),
     "same id": ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories with id 1"),
     "same name": ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "the name 'a'"),
-    "no name": ([{"id": 1}], "a category without an integer id and a name"),
+    "no name": ([{"id": 1}], "a category without an id and a name"),
 }
 
 

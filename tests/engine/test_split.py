@@ -103,10 +103,15 @@ def test_a_run_keeps_its_split(tmp_path, capsys, caplog):
 
     # a split that is asked for stays, and both are named
     train_net.invoke_main(["--eval-only", *line, "PSIS.SEEN_CLASSES", "all"])
-    assert (
-        "under another split than the training: trained on masks of cup; seen here: box, cup, hat"
-        in (caplog.text + capsys.readouterr().out)
-    )
+    both = "trained on masks of cup; seen here: box, cup, hat"
+    printed = caplog.text + capsys.readouterr().out
+    assert f"under another split than the training: {both}" in printed
+    # in the headings of all tables, and in the files
+    for heading in ("Masks in given boxes by category", "Masks in given boxes on val"):
+        (line, *_) = [x for x in printed.splitlines() if heading in x]
+        assert line.endswith(f"(another split: {both}):")
+    (metrics,) = (tmp_path / "eval" / "inference").glob("*/metrics_*.json")
+    assert json.loads(metrics.read_text())["note"] == f"another split: {both}"
 
     with pytest.raises(SystemExit) as end:
         resumed = command_line(data, tmp_path / "out", *quick, "PSIS.SEEN_CLASSES", "all")

@@ -112,3 +112,9 @@ def test_a_json_is_written_image_by_image(found, tmp_path):
     for none in ([], images[:1]):
         write_predictions(str(tmp_path / "b.json"), none, [3, 5, 7])
         assert (tmp_path / "b.json").read_text() == "[]"
+
+
+def test_annotation_ids_of_the_file_are_written():
+    given = predictions((0, [0, 0, 5, 5], 1), (0, [5, 5, 5, 5], 1), gt_ids=[1, 2])
+    kept = ImagePredictions.from_instances(given, 1)
+    assert [r["id"] for r in kept.records([0], {2: "x"})] == [1, "x"]

@@ -213,7 +213,41 @@ def test_another_job_does_not_go_on(predictor, data, tmp_path):
         label(predictor, data, tmp_path, min_score=0.7)
 
 
+def test_flags_names_and_ids_in_any_spelling(predictor, data, tmp_path):
+    """What reading for training takes: flags as text, ids as floats, an address for a name."""
+
+    def respell(content):
+        for image in content["images"]:
+            image["coco_url"] = f"http://host/train/{image.pop('file_name')}"
+            image["id"] = float(image["id"])
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = "false"
+
+    before = edit(data, respell)
+    after, report = label(predictor, data, tmp_path)
+    assert report.left.keys() == {HAS_MASK}
+    assert report.labeled == sum("segmentation" not in a for a in before["annotations"]) > 0
+    assert after["images"] == before["images"]
+    edit(data, lambda content: content["annotations"][1].update(iscrowd="1"))
+    _, report = label(predictor, data, tmp_path, "crowd.json")
+    assert report.left[CROWD] == 1
+    edit(data, lambda content: content["annotations"][1].update(iscrowd="maybe"))
+    with pytest.raises(UserError, match="iscrowd of annotation 2 in .* is 'maybe'"):
+        label(predictor, data, tmp_path, "never.json")
+
+
 BAD = {
+    "brackets in brackets": "[" * 100_000,
+    "an id that is a list": json.dumps(
+        {"images": [{"id": [1]}], "annotations": [], "categories": []}
+    ),
+    "a category that is a list": json.dumps(
+        {
+            "images": [{"id": 1, "file_name": "a"}],
+            "annotations": [{"id": 5, "image_id": 1, "category_id": [1]}],
+            "categories": [{"id": 1, "name": "box"}],
+        }
+    ),
     "no json": "{",
     "a list": "[]",
     "no images": '{"annotations": [], "categories": []}',
@@ -266,7 +300,7 @@ def test_killed_at_five_moments_gives_the_same_bytes(weights, predictor, tmp_pat
     process.wait()
     assert parts.exists() and not output.exists()
     process = command(weights, data, output)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
@@ -281,7 +315,7 @@ def test_two_processes_and_a_kill_give_the_same_bytes(weights, predictor, tmp_pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     process = command(weights, data, tmp_path / "out.json", "--num-cpu-processes", "2")
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert "annotations got a mask" in text
     assert (tmp_path / "out.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
