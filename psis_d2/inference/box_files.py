@@ -97,8 +97,8 @@ def check_size(image: np.ndarray, record: dict) -> None:
     found, said = image.shape[:2], (record.get("height"), record.get("width"))
     if None not in said and found != said:
         raise UserError(
-            f"The image {file_name_of(record)} is {found[1]} x {found[0]} pixels, but the json says "
-            f"{said[1]} x {said[0]}; correct width and height."
+            f"The image {file_name_of(record)} is {found[1]} x {found[0]} pixels, but the json "
+            f"says {said[1]} x {said[0]}; correct width and height."
         )
 
 
