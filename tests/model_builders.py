@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (registers heads)
 from psis_d2.config import add_psis_config
+from psis_d2.data.cropped_masks import CroppedMasks
 from psis_d2.data.shape_priors import ShapePriors, save_shape_priors
 
 import numpy as np
@@ -139,6 +140,14 @@ def flip_masks(batch: list[dict]) -> list[dict]:
     for item in batch:
         instances = item["instances"]
         instances.gt_masks.tensor[instances.gt_has_mask] ^= True
+    return batch
+
+
+def as_rectangles(batch: list[dict]) -> list[dict]:
+    """The batch with its masks as the data loader keeps them, in place."""
+    for item in batch:
+        instances = item["instances"]
+        instances.gt_masks = CroppedMasks.from_dense(instances.gt_masks.tensor)
     return batch
 
 

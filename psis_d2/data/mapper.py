@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from psis_d2.data.drawing import draw_masks
 from psis_d2.data.images import read_image
 from psis_d2.data.points import add_points
 
@@ -12,8 +13,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from pycocotools import mask as mask_util
+from detectron2.structures import Boxes, BoxMode, Instances
 
 # Narrower boxes (pixels) are dropped: a crop can leave nothing of an object.
 _MIN_BOX_SIDE = 1e-5
@@ -36,8 +36,9 @@ class PartialMaskMapper:
     * ``instances``, only when training or with ``with_boxes``, crowd regions left out:
 
       * ``gt_boxes`` (N boxes, pixels of ``image``) and ``gt_classes`` (int64, N), always;
-      * when training a model with masks, ``gt_masks`` (``BitMasks``, N x H x W, zeros where there
-        is no mask) and ``gt_has_mask`` (bool, N), whether it is an annotated one. With
+      * when training a model with masks, ``gt_masks`` (N x H x W as
+        :class:`~psis_d2.data.cropped_masks.CroppedMasks`, empty where there is no mask) and
+        ``gt_has_mask`` (bool, N), whether it is an annotated one. With
         ``foreign_masks`` there is ``gt_mask_weight`` (float32, N), too: 1 for an annotated mask,
         its weight for a foreign one, 0 for none. Instances whose box is empty are left out; one
         whose mask is empty after a crop stays, without a mask;
@@ -154,36 +155,24 @@ class PartialMaskMapper:
         if self.use_points:
             add_points(instances, kept, transforms)
         if self.use_masks:
-            masks = np.zeros((len(kept), *size), dtype=bool)
-            weights = torch.zeros(len(kept))
-            for row, annotation in enumerate(kept):
-                if "segmentation" in annotation:
-                    masks[row] = _rasterize(annotation["segmentation"], transforms, size)
-                    weights[row] = 1
-                elif self.foreign_masks and "foreign_segmentation" in annotation:
-                    masks[row] = _rasterize(annotation["foreign_segmentation"], transforms, size)
-                    weights[row] = annotation["foreign_weight"]
-            true = torch.tensor(["segmentation" in a for a in kept], dtype=torch.bool)
-            masks = torch.from_numpy(masks)
-            drawn = masks.flatten(1).any(dim=1)
-            instances.gt_masks = BitMasks(masks)
-            instances.gt_has_mask = drawn & true
+            true = [annotation.get("segmentation") for annotation in kept]
+            drawn = true
             if self.foreign_masks:
-                instances.gt_mask_weight = weights * drawn
+                foreign = (annotation.get("foreign_segmentation") for annotation in kept)
+                drawn = [
+                    one if one is not None else other
+                    for one, other in zip(true, foreign, strict=True)
+                ]
+            masks = draw_masks(drawn, transforms, size)
+            annotated = torch.tensor([one is not None for one in true], dtype=torch.bool)
+            instances.gt_masks = masks
+            instances.gt_has_mask = masks.nonempty() & annotated
+            if self.foreign_masks:
+                weights = torch.tensor(
+                    [
+                        1.0 if one is not None else annotation.get("foreign_weight", 0.0)
+                        for one, annotation in zip(true, kept, strict=True)
+                    ]
+                )
+                instances.gt_mask_weight = weights * masks.nonempty()
         return instances
-
-
-def _rasterize(
-    segmentation: list | dict, transforms: T.TransformList, size: tuple[int, int]
-) -> np.ndarray:
-    """The mask in the augmented image: uint8 array of ``size`` (H, W), 1 inside."""
-    if isinstance(segmentation, dict):
-        return transforms.apply_segmentation(mask_util.decode(segmentation))
-    # The points are moved as they are, also out of the image: the rasterizer clips. (A crop's own
-    # polygon clipping would need one more library.)
-    polygons = [
-        transforms.apply_coords(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)).ravel()
-        for polygon in segmentation
-    ]
-    rles = mask_util.frPyObjects([polygon.tolist() for polygon in polygons], *map(int, size))
-    return mask_util.decode(mask_util.merge(rles))

@@ -164,7 +164,7 @@ def _read_rle(rle: dict, height: int, width: int) -> dict | None:
         counts = counts.decode("ascii", errors="replace")
     if not isinstance(counts, str):
         return None
-    runs = _rle_runs(counts)
+    runs = rle_runs(counts)
     if runs is None or runs.sum() != height * width or not runs[1::2].any():
         return None
     return {"size": size, "counts": counts}
@@ -174,7 +174,7 @@ def _listed(value):
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _rle_runs(counts: str) -> np.ndarray | None:
+def rle_runs(counts: str) -> np.ndarray | None:
     """Run lengths of a compressed RLE, or None if the text is none.
 
     The format: each number is written in base 32, lowest five bits first, one character

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from psis_d2.data.cropped_masks import union_of_masks
 from psis_d2.modeling.mask_targets import cells_in_boxes, crop_images, crop_masks
 from psis_d2.modeling.rows import batch_rows, rows_where
 
 import torch
 from detectron2.layers import cat
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 
@@ -214,7 +215,7 @@ class RegionContext:
             )
         if size not in self._crops:
             crops = [
-                crop_masks(target.gt_masks.tensor, regions.gt_index, frames, size)
+                crop_masks(target.gt_masks, regions.gt_index, frames, size)
                 for regions, target, frames in zip(
                     self.regions, self.targets, self.frames, strict=True
                 )
@@ -245,8 +246,7 @@ class RegionContext:
                 crops.append(self.features.new_zeros(len(regions), size, size, dtype=torch.bool))
                 continue
             # One crop of their union: of two masks that share a cell, none may have half of it.
-            masks = target.gt_masks.tensor & learnable(target)[:, None, None]
-            union = masks.any(dim=0, keepdim=True)
+            union = BitMasks(union_of_masks(target.gt_masks, learnable(target))[None])
             crops.append(crop_masks(union, torch.zeros_like(regions.gt_index), frames, size) > 0)
         return cat(crops)
 

@@ -30,6 +30,7 @@ from head_contract import (
 from model_builders import (
     annotated_boxes,
     as_foreign,
+    as_rectangles,
     flip_masks,
     move_masks,
     partial_batch,
@@ -132,6 +133,21 @@ def test_garbage_in_unseen_masks_changes_no_bit(config, boxes, folder):
     if "loss_mask" in clean:  # masks that training may see do count
         flipped = training_losses(build(), flip_masks(partial_batch(MIXED)))
         assert not torch.equal(flipped["loss_mask"], clean["loss_mask"])
+
+
+@each_road("proposals", "gt", None)
+def test_masks_kept_as_rectangles_change_no_bit(config, boxes, folder):
+    def build():
+        return contract_model(config, folder, *keys_of(boxes))
+
+    def batch():  # a true mask, foreign ones, and none
+        masks = partial_batch([[True] * 3, [True, False]])
+        return as_foreign(masks, [[None, 0.5, None], [0.25, None]])
+
+    whole, gradients = losses_and_gradients(build, batch())
+    cropped, others = losses_and_gradients(build, as_rectangles(batch()))
+    assert_same_bits(whole, cropped)
+    assert_same_bits(gradients, others)
 
 
 @each_road("proposals", "gt", None)

@@ -2,6 +2,7 @@
 
 import math
 
+from psis_d2.data.cropped_masks import full_masks
 from psis_d2.errors import UserError
 from psis_d2.modeling import released_grids
 from psis_d2.modeling.box_supervision import box_cells, lab_image, similar_neighbors
@@ -35,7 +36,7 @@ def mask_middles(target: Instances) -> Tensor:
     """
     middles = target.gt_boxes.get_centers().clone()
     annotated = target.gt_has_mask
-    masks = target.gt_masks.tensor[annotated]
+    masks = full_masks(target.gt_masks, annotated)
     for axis, mass in enumerate((masks.sum(dim=1), masks.sum(dim=2))):
         places = torch.arange(mass.shape[1], device=mass.device) + 0.5
         total = mass.sum(dim=1)
@@ -278,7 +279,7 @@ class CondInst(nn.Module):
             rows = annotated.cumsum(0) - 1
             truth_rows.append(first + rows[own])
             shrink = released_grids.pick if head.released_grids else shrink_masks
-            masks = shrink(target.gt_masks.tensor[annotated], stride, size)
+            masks = shrink(full_masks(target.gt_masks, annotated), stride, size)
             truth.append(masks)
             seen.append((masks >= 0.5).any(dim=0))
             first += len(masks)
