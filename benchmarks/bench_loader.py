@@ -44,8 +44,8 @@ from PIL import Image
 
 HEIGHT, WIDTH, SHORT_SIDE = 480, 640, 800
 COUNTS = (1, 7, 30, 100, 500)
-IMAGES = 4  # of each kind
-PASSES = 5
+IMAGES = 2  # of each kind
+PASSES = 2
 PARTS = {
     "read": [(our_mapper, "read_image")],
     "resize": [(T.AugmentationList, "__call__")],

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from psis_d2.data.coco import CocoReader, load_categories, load_coco
 from psis_d2.data.records import usable_records
 from psis_d2.errors import UserError
+from psis_d2.garbage import without_collector
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -28,18 +32,84 @@ def get_dataset_dicts(name: str, crowds: str = "ignore") -> list[dict]:
         crowds: see :func:`~psis_d2.data.records.usable_records`.
 
     Returns:
-        Detectron2's standard dataset dicts.
+        Detectron2's standard dataset dicts; records and annotations are the caller's, boxes and
+        masks are not.
 
     Raises:
         UserError: the name is unknown or the data is not as it must be.
     """
+    with without_collector():
+        return copy_dicts(shared_dataset_dicts(name, crowds))
+
+
+def copy_dicts(dicts: list[dict]) -> list[dict]:
+    """Dataset dicts with annotations that can be changed; boxes and masks are shared."""
+    return [
+        {**record, "annotations": [dict(a) for a in record.get("annotations", ())]}
+        for record in dicts
+    ]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A json as it was read: what tells it from another one, and its dicts."""
+
+    stamp: tuple
+    dicts: list[dict]
+
+
+_read: dict[tuple[str, str], _Read] = {}
+
+
+def shared_dataset_dicts(name: str, crowds: str = "ignore") -> list[dict]:
+    """What :func:`get_dataset_dicts` copies: a json is read once for all of a process.
+
+    It is read again when it has changed; what other functions register is called every time.
+
+    Args:
+        name: a registered data set.
+        crowds: see :func:`~psis_d2.data.records.usable_records`.
+
+    Returns:
+        Standard dataset dicts, which no one may change.
+
+    Raises:
+        UserError: as :func:`get_dataset_dicts`.
+    """
     metadata = prepare_dataset(name)
     reader = coco_reader(name)
-    if reader is not None:  # not called, which would prepare its files once more
-        return load_coco(reader.json_file, reader.image_root, name, crowds)
-    dicts = _call(name)
-    class_names = metadata.get("thing_classes")
-    return usable_records(dicts, f"data set '{name}'", class_names, crowds=crowds)
+    if reader is None:
+        dicts = _call(name)
+        class_names = metadata.get("thing_classes")
+        return usable_records(dicts, f"data set '{name}'", class_names, crowds=crowds)
+    known, stamp = _read.get((name, crowds)), _stamp(reader, name)
+    if known is not None and stamp is not None and known.stamp == stamp:
+        return known.dicts
+    _read.pop((name, crowds), None)  # no memory for both
+    # Not called, which would prepare its files once more.
+    dicts = load_coco(reader.json_file, reader.image_root, name, crowds)
+    stamp = _stamp(reader, name)
+    if stamp is not None:
+        _read[name, crowds] = _Read(stamp, dicts)
+    return dicts
+
+
+def forget_dataset_dicts(names: Iterable[str]) -> None:
+    """Free the memory of data sets that have gone where they were needed."""
+    for key in [key for key in _read if key[0] in set(names)]:
+        del _read[key]
+
+
+def _stamp(reader: CocoReader, name: str) -> tuple | None:
+    """What changes with a json and what is known of it; None if it is not on this machine."""
+    if not os.path.isfile(reader.json_file):
+        return None
+    stat = os.stat(reader.json_file)
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is None or (reader.image_root and not os.path.isdir(reader.image_root)):
+        return None
+    file = reader.json_file, reader.image_root, stat.st_mtime_ns, stat.st_size
+    return *file, tuple(classes)
 
 
 def coco_reader(name: str) -> CocoReader | None:

@@ -7,15 +7,16 @@ when something is wrong with the file.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from psis_d2.data import points
+from psis_d2.data.json_reading import find_list, pack_polygons, parse_dataset
 from psis_d2.data.records import number_annotations, read_id, usable_records
 from psis_d2.errors import UserError
+from psis_d2.garbage import without_collector
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -25,9 +26,12 @@ logger = logging.getLogger(__name__)
 
 # Of an image that LVIS lists, its data set's folders and names are behind this part of its url.
 _URL_PARTS = 2
-_ANNOTATION_KEYS = (
-    *("id", "json_id", "bbox", "iscrowd", "ignore", "segmentation", "area"),
-    *points.KEYS,
+# All that is read of an annotation.
+_READ_KEYS = frozenset(
+    (
+        *("id", "image_id", "category_id", "bbox", "iscrowd", "ignore", "segmentation", "area"),
+        *points.KEYS,
+    )
 )
 _LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -104,12 +108,18 @@ def load_coco(
         One dict an image, sorted by image id, with ``file_name``, ``height``, ``width``,
         ``image_id`` and ``annotations``; each annotation has ``id``, ``bbox``, ``bbox_mode``
         (XYWH_ABS), ``category_id`` (contiguous), ``iscrowd`` and, only where there is a usable one,
-        ``segmentation`` and ``area``. See :func:`~psis_d2.data.records.usable_records`. Images of
-        LVIS keep ``neg_category_ids`` and ``not_exhaustive_category_ids``, contiguous.
+        ``segmentation`` (polygons as ``array("d")``, or an RLE) and ``area``. See
+        :func:`~psis_d2.data.records.usable_records`. Images of LVIS keep ``neg_category_ids`` and
+        ``not_exhaustive_category_ids``, contiguous.
 
     Raises:
         UserError: the file or the folder is missing, or the json is not what COCO's format asks.
     """
+    with without_collector():
+        return _load_coco(json_file, image_root, dataset_name, crowds)
+
+
+def _load_coco(json_file: str, image_root: str, dataset_name: str, crowds: str) -> list[dict]:
     content = _read_json(json_file)
     if image_root and not PathManager.isdir(image_root):
         raise UserError(
@@ -122,6 +132,7 @@ def load_coco(
     _number(content["annotations"], json_file, repeated_ids)
     records = _image_records(content["images"], json_file, image_root, ids)
     _add_annotations(records, content["annotations"], ids, json_file)
+    del content
     logger.info("read %d images from %s", len(records), json_file)
     return usable_records(
         list(records.values()),
@@ -129,6 +140,7 @@ def load_coco(
         MetadataCatalog.get(dataset_name).thing_classes,
         crowds=crowds,
         repeated_ids=repeated_ids,
+        in_place=True,
     )
 
 
@@ -141,7 +153,7 @@ def load_categories(json_file: str, dataset_name: str) -> list[str]:
     Raises:
         UserError: as :func:`load_coco`, for the file and its categories.
     """
-    _set_categories(_read_json(json_file), json_file, dataset_name)
+    _set_categories(_find_categories(json_file), json_file, dataset_name)
     return list(MetadataCatalog.get(dataset_name).thing_classes)
 
 
@@ -176,14 +188,33 @@ def _absolute(path: str | None) -> str | None:
     return os.path.abspath(path)
 
 
-def _read_json(json_file: str) -> dict:
+def _read_text(json_file: str) -> str:
     if not PathManager.isfile(json_file):
         raise UserError(f"The annotation file {json_file} does not exist; check the path.")
     try:
         with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
-            content = json.load(file)
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the annotation file {json_file}: {error}.") from error
+
+
+def _find_categories(json_file: str) -> dict:
+    """The content of a json, or of a plain one no more than its categories.
+
+    Parsing a million annotations for a few names would take many times as long.
+    """
+    text = _read_text(json_file)
+    found = find_list(text, "categories")
+    names = [x.get("name") for x in found or () if isinstance(x, dict)]
+    # Annotations decide which one counts of two categories with a name.
+    if found and len(found) == len(names) and len(set(map(repr, names))) == len(names):
+        return {"categories": found, "annotations": []}
+    return _read_json(json_file, text)
+
+
+def _read_json(json_file: str, text: str | None = None) -> dict:
+    try:
+        content = parse_dataset(_read_text(json_file) if text is None else text, _pack)
     # ValueError: also an integer of thousands of digits; RecursionError: brackets in brackets.
     except (ValueError, RecursionError) as error:
         raise UserError(
@@ -214,6 +245,17 @@ def _read_json(json_file: str) -> dict:
 def _order(key: int | str) -> tuple:
     """Numbers before texts, each in their order."""
     return isinstance(key, str), key
+
+
+def _pack(annotation):
+    """An entry of ``annotations`` in less memory; what is no dict stays for the checks."""
+    if type(annotation) is dict:
+        for name in annotation.keys() - _READ_KEYS:
+            del annotation[name]
+        segmentation = annotation.get("segmentation")
+        if type(segmentation) is list:
+            annotation["segmentation"] = pack_polygons(segmentation)
+    return annotation
 
 
 def _category_names(content: dict, json_file: str) -> dict[int | str, str]:
@@ -321,21 +363,25 @@ def file_name_of(image: dict, image_root: str = "") -> str | None:
 def _add_annotations(
     records: dict, annotations: Sequence[dict], category_ids: dict, json_file: str
 ) -> None:
-    """Append every annotation to its image's record."""
+    """Append every annotation to its image's record, in the form of a standard dict. In place."""
     for annotation in annotations:
-        image_id = read_id(annotation.get("image_id"))
-        own = f"Annotation {annotation.get('json_id', annotation['id'])}"
+        image = annotation.pop("image_id", None)
+        image_id, category = read_id(image), annotation.get("category_id")
         if image_id is None or image_id not in records:
             raise UserError(
-                f"{own} in {json_file} belongs to image id {annotation.get('image_id')!r}, which "
-                "is not in its 'images'."
+                f"{_named(annotation)} in {json_file} belongs to image id {image!r}, which is not "
+                "in its 'images'."
             )
-        category_id = category_ids.get(read_id(annotation.get("category_id")))
+        category_id = category_ids.get(read_id(category))
         if category_id is None:
             raise UserError(
-                f"{own} in {json_file} has category id {annotation.get('category_id')!r}, which is "
-                "not in its 'categories'."
+                f"{_named(annotation)} in {json_file} has category id {category!r}, which is not "
+                "in its 'categories'."
             )
-        entry = {"category_id": category_id, "bbox_mode": BoxMode.XYWH_ABS}
-        entry.update((name, annotation[name]) for name in _ANNOTATION_KEYS if name in annotation)
-        records[image_id]["annotations"].append(entry)
+        annotation["category_id"] = category_id
+        annotation["bbox_mode"] = BoxMode.XYWH_ABS
+        records[image_id]["annotations"].append(annotation)
+
+
+def _named(annotation: dict) -> str:
+    return f"Annotation {annotation.get('json_id', annotation['id'])}"

@@ -8,6 +8,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 
+from psis_d2.data.catalog import forget_dataset_dicts
 from psis_d2.data.classes import get_model_dicts
 from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.data.samplers import TrainingBatches
@@ -67,6 +68,8 @@ def build_train_loader(
         repeat_factors=_repeat_factors(cfg, dicts),
     )
     dataset = SeededDataset(dicts, mapper or PartialMaskMapper(cfg, is_train=True), seed)
+    # The data set has its own copy, and training reads no other.
+    forget_dataset_dicts(set(cfg.DATASETS.TRAIN) - set(cfg.DATASETS.TEST))
     return Loader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, batch_sampler=batches)
 
 

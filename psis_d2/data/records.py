@@ -38,6 +38,7 @@ def usable_records(
     *,
     crowds: str = "ignore",
     repeated_ids: bool = False,
+    in_place: bool = False,
 ) -> list[dict]:
     """Check dataset dicts and bring them into one form. The arguments are not modified.
 
@@ -60,6 +61,7 @@ def usable_records(
         crowds: ``ignore`` leaves crowd regions what they are; ``instances`` takes annotations with
             ``iscrowd`` as objects, which some tools write for every mask that was painted.
         repeated_ids: annotation ids may occur twice.
+        in_place: the annotations may be modified, which saves a copy of each.
 
     Raises:
         UserError: something is not as it must be.
@@ -70,7 +72,7 @@ def usable_records(
     records = []
     image_ids = set()
     for record in dicts:
-        record = _read_image(record, where)
+        record = _read_image(record, where, in_place)
         if record["image_id"] in image_ids:
             raise UserError(
                 f"{_start(where)} lists image id {record['image_id']} twice; image ids must be "
@@ -147,7 +149,7 @@ def _shown(value, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _read_image(record: dict, where: str) -> dict:
+def _read_image(record: dict, where: str, in_place: bool) -> dict:
     if not isinstance(record, dict):
         raise UserError(f"{_start(where)} has an image that is no dict: {_shown(record)}.")
     missing = {"file_name", "image_id", "height", "width"} - record.keys()
@@ -181,7 +183,7 @@ def _read_image(record: dict, where: str) -> dict:
         "height": int(sides[0]),
         "width": int(sides[1]),
         "box_only": read_flag(record.get("box_only"), "box_only", f"image id {key}", where),
-        "annotations": [dict(annotation) for annotation in annotations],
+        "annotations": annotations if in_place else [dict(x) for x in annotations],
     }
 
 
@@ -197,11 +199,12 @@ def is_real(value) -> bool:
 
 def is_box(value) -> bool:
     """Whether a value is a list of four finite numbers, none beyond any pixel coordinate."""
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 4
-        and all(is_real(side) and -_HUGE < side < _HUGE for side in value)
-    )
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return False
+    if not set(map(type, value)) <= {int, float} and not all(map(is_real, value)):
+        return False
+    a, b, c, d = value
+    return -_HUGE < a < _HUGE and -_HUGE < b < _HUGE and -_HUGE < c < _HUGE and -_HUGE < d < _HUGE
 
 
 def number_annotations(annotations: Sequence[dict], where: str, repeated_ids: bool = False) -> None:
@@ -217,6 +220,11 @@ def number_annotations(annotations: Sequence[dict], where: str, repeated_ids: bo
     Raises:
         UserError: an id is neither an integer nor a text, or occurs twice.
     """
+    ids = [annotation.get("id") for annotation in annotations]
+    # Nearly always; what follows would find nothing to change.
+    plain = set(map(type, ids)) <= {int} and (repeated_ids or len(set(ids)) == len(ids))
+    if plain and (not ids or (min(ids) >= -(2**63) and max(ids) < 2**63)):
+        return
     known, all_small = set(), True
     for position, annotation in enumerate(annotations, start=1):
         raw = annotation.get("id")
@@ -249,13 +257,12 @@ def _read_annotation(
     Returns:
         Whether it is a crowd region that is taken as an instance.
     """
-    own_id = annotation.get("json_id", annotation["id"])
     category = read_id(annotation.get("category_id"))
     limit = len(class_names) if class_names is not None else _HUGE
     if type(category) is not int or not 0 <= category < limit:
         range_ = f"from 0 to {limit - 1}" if class_names is not None else "from 0 on"
         raise UserError(
-            f"Annotation {own_id} in {where} has category id "
+            f"Annotation {_own_id(annotation)} in {where} has category id "
             f"{_shown(annotation.get('category_id'))}; the ids that a registered function gives "
             f"count its categories {range_}."
         )
@@ -265,30 +272,43 @@ def _read_annotation(
     if not is_box(box):
         corners = isinstance(mode, int) and mode == BoxMode.XYXY_ABS
         raise UserError(
-            f"Annotation {own_id} in {where} has no usable bbox (found {_shown(box)}); it must be "
-            f"four finite numbers: {'x0, y0, x1, y1' if corners else 'x, y, width, height'}."
+            f"Annotation {_own_id(annotation)} in {where} has no usable bbox (found "
+            f"{_shown(box)}); it must be four finite numbers: "
+            f"{'x0, y0, x1, y1' if corners else 'x, y, width, height'}."
         )
-    if not isinstance(mode, (int, np.integer)) or mode not in _BOX_MODES:
+    if type(mode) is not BoxMode:
+        mode = BoxMode(mode) if isinstance(mode, (int, np.integer)) and mode in _BOX_MODES else mode
+    if mode not in _BOX_MODES:
         raise UserError(
-            f"Annotation {own_id} in {where} has the bbox_mode {getattr(mode, 'name', mode)!s}; "
-            "convert its box to XYXY_ABS or XYWH_ABS."
+            f"Annotation {_own_id(annotation)} in {where} has the bbox_mode "
+            f"{getattr(mode, 'name', mode)!s}; convert its box to XYXY_ABS or "
+            "XYWH_ABS."
         )
-    owner = f"annotation {own_id}"
-    crowd = read_flag(annotation.get("iscrowd"), "iscrowd", owner, where)
-    # An older spelling of a region that is not an instance.
-    ignored = read_flag(annotation.pop("ignore", None), "ignore", owner, where)
-    taken = crowd and crowds == "instances"
-    annotation.update(
-        bbox=[float(value) for value in box],
-        bbox_mode=BoxMode(mode),
-        category_id=category,
-        iscrowd=int(ignored or (crowd and not taken)),
-    )
-    read_points(annotation, own_id, where)
-    area = annotation.pop("area", None)
-    if is_real(area) and 0 < area < _HUGE**2:
-        annotation["area"] = float(area)
+    crowd, ignored = annotation.get("iscrowd"), None
+    if "ignore" in annotation:  # an older spelling of a region that is not an instance
+        ignored = annotation.pop("ignore")
+    if type(crowd) is not int or not 0 <= crowd <= 1 or ignored is not None:
+        owner = f"annotation {_own_id(annotation)}"
+        crowd = read_flag(crowd, "iscrowd", owner, where)
+        ignored = read_flag(ignored, "ignore", owner, where)
+    taken = bool(crowd) and crowds == "instances"
+    annotation["bbox"] = list(map(float, box))
+    annotation["bbox_mode"] = mode
+    annotation["category_id"] = category
+    annotation["iscrowd"] = int(bool(ignored) or (bool(crowd) and not taken))
+    if "point_coords" in annotation or "point_labels" in annotation:
+        read_points(annotation, _own_id(annotation), where)
+    if "area" in annotation:
+        area = annotation["area"]
+        if is_real(area) and 0 < area < _HUGE**2:
+            annotation["area"] = float(area)
+        else:
+            del annotation["area"]
     return taken
+
+
+def _own_id(annotation: dict):
+    return annotation.get("json_id", annotation["id"])
 
 
 def _has_extent(annotation: dict) -> bool:

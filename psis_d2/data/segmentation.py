@@ -1,6 +1,7 @@
 """What a ``segmentation`` says: every spelling that is plain, in the two forms that libraries read.
 
-The two forms are a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels, and a compressed RLE
+The two forms are a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels (lists or, from a json,
+``array("d")``), and a compressed RLE
 ``{"size": [height, width], "counts": text}``. Exports of labeling tools also have a polygon that is
 not in a list, points as pairs, run lengths as floats, and arrays; what they mean is plain, and they
 are taken so.
@@ -10,15 +11,16 @@ from __future__ import annotations
 
 import itertools
 import numbers
+from array import array
 
 import numpy as np
 from pycocotools import mask as mask_util
 
 # Polygon points further outside than this many image sides cannot be meant: the rasterizer walks
 # along every edge, so that one stray 1e9 would take all memory.
-_REACH = 10
+REACH = 10
 # No outline in an image is as long (pixels); the rasterizer keeps some 40 bytes of every pixel.
-_LONGEST_OUTLINE = 1e7
+LONGEST_OUTLINE = 1e7
 
 
 def read_segmentation(segmentation, height: int, width: int) -> tuple[list | dict | None, int]:
@@ -49,7 +51,7 @@ def read_segmentation(segmentation, height: int, width: int) -> tuple[list | dic
         # An empty text is one more way in which tools write "no mask".
         nothing = segmentation is None or (isinstance(segmentation, str) and not segmentation)
         return None, int(not nothing)
-    reach = _REACH * max(height, width)
+    reach = REACH * max(height, width)
     good = [piece for piece in map(_polygon, pieces) if _is_polygon(piece, reach)]
     bad = len(pieces) - len(good)
     if not any(_has_pixel(piece, height, width) for piece in good):
@@ -83,8 +85,10 @@ def _pieces(segmentation) -> list | None:
     return pieces
 
 
-def _polygon(piece) -> list | None:
+def _polygon(piece) -> list | array | None:
     """The flat coordinates of a piece, which may be an array or have its points in pairs."""
+    if type(piece) is array:  # of our own parser
+        return piece
     if isinstance(piece, np.ndarray):
         piece = piece.tolist()
     if not isinstance(piece, (list, tuple)):
@@ -124,7 +128,7 @@ def _is_polygon(points: list | None, reach: float) -> bool:
     if total != total:
         return False
     longest = len(points) * (max(points) - min(points))
-    return longest <= _LONGEST_OUTLINE or _outline(points) <= _LONGEST_OUTLINE
+    return longest <= LONGEST_OUTLINE or _outline(points) <= LONGEST_OUTLINE
 
 
 def _outline(points: list) -> float:

@@ -18,13 +18,19 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from psis_d2.data.segmentation import read_segmentation
+from psis_d2.data.segmentation import LONGEST_OUTLINE, REACH, read_segmentation
+from psis_d2.data.sure_polygons import surely_masks
 from psis_d2.errors import UserError
 
+import numpy as np
+
 logger = logging.getLogger(__name__)
+
+_NO_POLYGON = array("d", [0.0])
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,16 @@ def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
         The counts over all instances.
     """
     instances = with_mask = bad_masks = bad_polygons = crowds = 0
+    dicts = list(dicts)
+    plain = iter(_plainly_good(dicts))
     for record in dicts:
         box_only = bool(record.pop("box_only", False))
         for annotation in record.get("annotations", ()):
             mask, bad = None, 0
-            if not box_only:
+            good = next(plain)
+            if good and not box_only:
+                mask = annotation["segmentation"]
+            elif not box_only:
                 mask, bad = read_segmentation(
                     annotation.get("segmentation"), record["height"], record["width"]
                 )
@@ -106,6 +117,34 @@ def clean_annotations(dicts: Iterable[dict]) -> MaskCounts:
         *(counts.bad_masks, counts.bad_polygons),
     )
     return counts
+
+
+def _plainly_good(dicts: Sequence[dict]) -> list[bool]:
+    """For each annotation in order, whether its segmentation surely is polygons of which all count.
+
+    Others need :func:`read_segmentation`, which would find the same of these, one by one.
+    """
+    polygons, owners, heights, widths = [], [], [], []
+    number = -1
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            number += 1
+            pieces = annotation.get("segmentation")
+            if type(pieces) is not list:
+                continue
+            for piece in pieces:
+                packed = type(piece) is array and piece.typecode == "d" and len(piece)
+                polygons.append(piece if packed else _NO_POLYGON)
+                owners.append(number)
+                heights.append(record["height"])
+                widths.append(record["width"])
+    good = np.zeros(number + 1, dtype=bool)
+    if polygons:
+        sizes = np.array([heights, widths]).T
+        sure = surely_masks(polygons, sizes, REACH, LONGEST_OUTLINE)
+        good[owners] = True
+        good[np.array(owners)[~sure]] = False
+    return good.tolist()
 
 
 def count_masks(dicts: Iterable[dict]) -> MaskCounts:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from psis_d2.data.catalog import coco_reader, get_dataset_dicts, prepare_dataset
+from psis_d2.data.catalog import coco_reader, prepare_dataset, shared_dataset_dicts
 from psis_d2.data.classes import get_model_class_ids, get_model_class_names, get_model_dicts
 from psis_d2.data.foreign_masks import (
     match_masks,
@@ -206,11 +206,11 @@ def _own_masked_classes_of(name: str, crowds: str) -> frozenset[int]:
     prepare_dataset(name)
     reader = coco_reader(name)
     if reader is None or not os.path.isfile(reader.json_file):
-        return frozenset(masked_classes(get_dataset_dicts(name, crowds)))
+        return frozenset(masked_classes(shared_dataset_dicts(name, crowds)))
     stat = os.stat(reader.json_file)
     key = (name, crowds, reader.json_file, stat.st_mtime_ns, stat.st_size)
     if key not in _masked_classes:
-        _masked_classes[key] = frozenset(masked_classes(get_dataset_dicts(name, crowds)))
+        _masked_classes[key] = frozenset(masked_classes(shared_dataset_dicts(name, crowds)))
     return _masked_classes[key]
 
 

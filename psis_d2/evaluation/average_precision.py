@@ -1,7 +1,6 @@
 """COCO's average precision of all categories at once, by the fastest library that is there."""
 
 import contextlib
-import gc
 import io
 import logging
 from collections import defaultdict
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from psis_d2.evaluation import lvis
 from psis_d2.evaluation.ground_truth import GroundTruth, box_region
 from psis_d2.evaluation.predictions import ImagePredictions
+from psis_d2.garbage import without_collector
 from psis_d2.optional import require
 
 import numpy as np
@@ -91,7 +91,7 @@ def average_precision(
     if kind == "boundary":
         library = require("faster_coco_eval").__name__
     evaluate = _choose(library)
-    with _without_collector():
+    with without_collector():
         parts = [
             evaluate(*part, kind, max_dets) for part in _parts(truth, objects, predictions, kind)
         ]
@@ -265,18 +265,6 @@ def _detections(
                 detection["segmentation"] = mask
             detections.append(detection)
     return detections
-
-
-@contextlib.contextmanager
-def _without_collector():
-    """Do not look for cycles among millions of new dicts that have none: half of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _choose(library: str | None):

@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from psis_d2.data.catalog import get_dataset_dicts
 from psis_d2.data.grabcut import GrabCut, cached_grabcut_masks
 from psis_d2.data.images import read_image
 from psis_d2.data.supervision import restrict_masks
-from psis_d2.evaluation.ground_truth import copy_dicts, read_dicts
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def build_grabcut_model(cfg, model: nn.Module, name: str, annotated_boxes: bool)
     """
     masks = None
     if annotated_boxes:
-        dicts = copy_dicts(read_dicts(name, cfg.PSIS.CROWDS))
+        dicts = get_dataset_dicts(name, cfg.PSIS.CROWDS)
         restrict_masks(dicts, seen_ids=())  # GrabCut cuts what has no mask: everything
         masks = cached_grabcut_masks(cfg, dicts, name)
     return GrabCutModel(

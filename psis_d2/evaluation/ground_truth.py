@@ -1,12 +1,11 @@
 """The ground truth as evaluation sees it: every instance has a box, some have a mask."""
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from psis_d2.data.catalog import get_class_names, get_dataset_dicts, prepare_dataset
+from psis_d2.data.catalog import get_class_names, shared_dataset_dicts
 from psis_d2.errors import UserError
 from psis_d2.evaluation.predictions import ImagePredictions
 
@@ -147,47 +146,8 @@ class GroundTruth:
                 )
 
 
-@dataclass
-class _Known:
-    """What was read of a data set: a stamp of its file, its dicts, its ground truth once made."""
-
-    stamp: tuple | None
-    dicts: list[dict]
-    truth: GroundTruth | None = None
-
-
-_known: dict[tuple[str, str], _Known] = {}
-
-
-def read_dicts(dataset_name: str, crowds: str = "ignore") -> list[dict]:
-    """The dicts of a data set that is evaluated on, read once for all who need them in a process.
-
-    A json that has changed is read again; what other data sets register is read every time.
-
-    Args:
-        dataset_name: a registered data set.
-        crowds: see :func:`~psis_d2.data.records.usable_records`.
-
-    Returns:
-        What :func:`psis_d2.data.get_dataset_dicts` returns, which no one may change: see
-        :func:`copy_dicts`.
-
-    Raises:
-        UserError: the data cannot be read.
-    """
-    key, stamp = (dataset_name, crowds), _stamp(dataset_name)
-    known = _known.get(key)
-    if known is None or stamp is None or known.stamp != stamp:
-        known = _known[key] = _Known(stamp, get_dataset_dicts(dataset_name, crowds))
-    return known.dicts
-
-
-def copy_dicts(dicts: list[dict]) -> list[dict]:
-    """Dataset dicts with annotations that can be changed; boxes and masks are shared."""
-    return [
-        {**record, "annotations": [dict(a) for a in record.get("annotations", ())]}
-        for record in dicts
-    ]
+# By data set and crowds: the dicts that a ground truth was made of, and it.
+_known: dict[tuple[str, str], tuple[list[dict], GroundTruth]] = {}
 
 
 def load_ground_truth(dataset_name: str, crowds: str = "ignore") -> GroundTruth:
@@ -200,20 +160,12 @@ def load_ground_truth(dataset_name: str, crowds: str = "ignore") -> GroundTruth:
     Raises:
         UserError: the data cannot be read.
     """
-    records = read_dicts(dataset_name, crowds)
-    known = _known[dataset_name, crowds]
-    if known.truth is None:
-        known.truth = _encode_all(dataset_name, records)
-    return known.truth
-
-
-def _stamp(dataset_name: str) -> tuple | None:
-    """What changes with a data set's json, None if it has none on this machine."""
-    json_file = prepare_dataset(dataset_name).get("json_file")
-    if json_file is None or not os.path.isfile(json_file):
-        return None
-    stat = os.stat(json_file)
-    return json_file, stat.st_mtime_ns, stat.st_size
+    records = shared_dataset_dicts(dataset_name, crowds)
+    known, truth = _known.get((dataset_name, crowds), (None, None))
+    if known is not records:
+        truth = _encode_all(dataset_name, records)
+        _known[dataset_name, crowds] = records, truth
+    return truth
 
 
 def _encode_all(dataset_name: str, records: list[dict]) -> GroundTruth:

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
-from psis_d2.data import build_test_loader, seen_ids_for
+from psis_d2.data import build_test_loader, get_dataset_dicts, seen_ids_for
 from psis_d2.data.classes import category_groups, get_model_class_ids
 from psis_d2.data.foreign_masks import names_file
 from psis_d2.evaluation.base import PredictionCollector, write_json
@@ -14,7 +14,6 @@ from psis_d2.evaluation.coco import PartialCOCOEvaluator
 from psis_d2.evaluation.given_box_models import BoxShrink, GivenBoxModel, ShrunkBoxModel
 from psis_d2.evaluation.given_boxes import GivenBoxEvaluator
 from psis_d2.evaluation.grabcut_model import build_grabcut_model
-from psis_d2.evaluation.ground_truth import copy_dicts, read_dicts
 from psis_d2.evaluation.mask_file_model import build_mask_file_model, check_mask_file
 from psis_d2.evaluation.names import short_name
 
@@ -99,7 +98,7 @@ def evaluate(
     for name in names:
         of_dataset = results[short_name(name)] = OrderedDict()
         for boxes, shrink in itertools.product(TEST_BOXES[cfg.TEST.BOXES], shrinks):
-            dicts = copy_dicts(read_dicts(name, cfg.PSIS.CROWDS))
+            dicts = get_dataset_dicts(name, cfg.PSIS.CROWDS)
             if boxes == "gt" and not any(record["annotations"] for record in dicts):
                 logger.info("%s has no annotations, so there are no boxes to give.", name)
                 continue

@@ -72,7 +72,7 @@ def test_objects_without_a_mask_get_that_of_the_file_and_it_counts_as_none(use, 
         mask_util.decode(given["foreign_segmentation"]), mask_util.decode(rle_of(1, 5, 5, 4))
     )
     assert "segmentation" not in given
-    assert dicts[0]["annotations"][0]["segmentation"] == polygon(1, 5)
+    assert list(map(list, dicts[0]["annotations"][0]["segmentation"])) == polygon(1, 5)
     assert count_masks(dicts).with_mask == 9
     assert masked_classes(dicts) == {0}
     assert "masks: 9 of 19 instances keep theirs" in caplog.text
