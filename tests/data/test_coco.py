@@ -1,5 +1,6 @@
 import json
 import logging
+from array import array
 from pathlib import Path
 
 import psis_d2  # noqa: F401  (before detectron2)
@@ -62,7 +63,7 @@ def test_dicts_are_detectron2s_standard_with_the_annotation_id(write_json):
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "category_id": 1,
                     "iscrowd": 0,
-                    "segmentation": [TRIANGLE],
+                    "segmentation": [array("d", TRIANGLE)],
                     "area": 6.0,
                 },
                 {
