@@ -101,7 +101,9 @@ def changed(change, every=True):
 
 
 def masks_of(dicts):
-    return [a.get("segmentation") for record in dicts for a in record["annotations"]]
+    """Segmentations, polygons as lists: those of a json may be arrays."""
+    masks = [a.get("segmentation") for record in dicts for a in record["annotations"]]
+    return [list(map(list, mask)) if isinstance(mask, list) else mask for mask in masks]
 
 
 def runs(annotation, kind=int):

@@ -2,6 +2,7 @@
 
 import os
 
+from psis_d2.data import catalog
 from psis_d2.data.catalog import get_class_names, get_dataset_dicts
 from psis_d2.data.coco import register_coco_json
 from psis_d2.errors import UserError
@@ -58,3 +59,25 @@ def test_a_data_set_that_makes_its_files(write_json, catalogs, tmp_path):
     assert get_class_names("made") == ["dog", "cat", "bird"]
     assert len(get_dataset_dicts("made")) == 1
     assert calls == [False, True]
+
+
+def test_a_json_is_read_once_a_process_until_it_is_forgotten(toy, monkeypatch):
+    catalog.forget_dataset_dicts(["toy"])
+    reads, load = [], catalog.load_coco
+    monkeypatch.setattr(catalog, "load_coco", lambda *args: reads.append(args) or load(*args))
+    mine = get_dataset_dicts("toy")
+    before = [(x["height"], len(x["annotations"])) for x in mine]
+    category = mine[0]["annotations"][0]["category_id"]
+    mine[0]["annotations"][0]["category_id"] = 7
+    mine[0]["annotations"].append({})
+    mine[0]["height"] = 3
+    other = get_dataset_dicts("toy")
+    assert other == catalog.shared_dataset_dicts("toy") != mine
+    assert [(x["height"], len(x["annotations"])) for x in other] == before
+    assert other[0]["annotations"][0]["category_id"] == category
+    assert len(reads) == 1
+    catalog.shared_dataset_dicts("toy", "instances")  # another reading of the same file
+    catalog.forget_dataset_dicts(["another"])
+    assert get_dataset_dicts("toy") == other and len(reads) == 2
+    catalog.forget_dataset_dicts(["toy"])
+    assert get_dataset_dicts("toy") == other and len(reads) == 3

@@ -5,7 +5,7 @@ import json
 import logging
 
 from psis_d2.data import training_set
-from psis_d2.data.catalog import get_class_names, get_dataset_dicts
+from psis_d2.data.catalog import get_class_names, shared_dataset_dicts
 from psis_d2.data.coco import register_coco_json
 from psis_d2.data.loader import build_test_loader, build_train_loader
 from psis_d2.data.training_set import get_training_dicts, seen_ids_for
@@ -59,9 +59,9 @@ def test_auto_reads_the_json_once_and_again_after_a_change(toy, monkeypatch):
 
     def read(name, crowds):
         reads.append(name)
-        return get_dataset_dicts(name, crowds)
+        return shared_dataset_dicts(name, crowds)
 
-    monkeypatch.setattr(training_set, "get_dataset_dicts", read)
+    monkeypatch.setattr(training_set, "shared_dataset_dicts", read)
     assert seen_ids_for(toy) == seen_ids_for(toy) == [0, 1]
     assert reads == ["toy"]
     json_file = MetadataCatalog.get("toy").json_file
