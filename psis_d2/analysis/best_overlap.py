@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zipfile import BadZipFile
 
+from psis_d2.data.catalog import shared_dataset_dicts
 from psis_d2.errors import UserError
-from psis_d2.evaluation.ground_truth import GroundTruth, read_dicts
+from psis_d2.evaluation.ground_truth import GroundTruth
 
 import numpy as np
 from pycocotools import mask as mask_util
@@ -82,7 +83,7 @@ def _read_file(path: str) -> tuple[str, np.ndarray, dict[str, np.ndarray]]:
 def _image_ids(truth: GroundTruth) -> Callable[[str], int | str]:
     """A function that gives the id of an image file: that of the longest common end of paths."""
     of_name = defaultdict(list)
-    for record in read_dicts(truth.dataset_name):
+    for record in shared_dataset_dicts(truth.dataset_name):
         parts = os.path.normpath(record["file_name"]).split(os.sep)
         of_name[parts[-1]].append((parts[::-1], record["image_id"]))
 
