@@ -30,7 +30,7 @@ def probes(head: nn.Module) -> dict[str, Callable[[RegionContext], Tensor]]:
     """Name -> a replacement for the head's ``predict``."""
 
     def activation(context: RegionContext) -> Tensor:
-        return head.activate_shapes(context, head.class_saliency(context.features))
+        return head.activate_shapes(context, head.saliency(context))
 
     def trunk(x: Tensor, prior: Tensor) -> Tensor:
         return head.predictor(head.trunk(torch.cat([x, prior], dim=1)))

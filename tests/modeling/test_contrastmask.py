@@ -86,7 +86,7 @@ def test_parts_of_a_map_by_hand():
 def test_each_region_has_the_part_that_it_may_have():
     seen = part_by_masks(torch.ones(1, 2, 2), 2, 1)
     unseen = part_by_maps(torch.full((2, 2, 2), 0.5), 0.1, kinds=2)
-    both = merge(seen, unseen, torch.tensor([False, True, False]))
+    both = merge(seen, unseen, (torch.tensor([1]), torch.tensor([0, 2])))
     assert both.foreground.any(dim=1).tolist() == [False, True, False]
     assert torch.equal(both.rows(torch.tensor([1])).foreground, seen.foreground)
 

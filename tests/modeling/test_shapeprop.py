@@ -140,8 +140,8 @@ def test_sampled_rows_are_the_regions():
     again = context.pool([x.proposal_boxes for x in context.regions])
     assert torch.equal(context.features, again)
     assert torch.equal(context.sampled.classes[context.sampled.rows], context.classes)
-    reused = head.class_saliency(context.sampled.features)[context.sampled.rows]
-    torch.testing.assert_close(reused, head.class_saliency(again))
+    reused = head.saliency_tower(context.sampled.features)[context.sampled.rows]
+    torch.testing.assert_close(reused, head.saliency_tower(again))
 
 
 def test_no_gradient_is_stopped():
@@ -190,11 +190,22 @@ def test_heat_maps_are_saliency_of_the_region_s_class_and_shape_activation():
     head, context = model.roi_heads.mask_head.eval(), training_context(model, partial_batch(MIXED))
     with torch.no_grad():
         maps = head.heat_maps(context)
-        saliency = head.class_saliency(context.features)
+        saliency = head.saliency(context)
         activation = head.activate_shapes(context, saliency)
-        expected = torch.stack([saliency[r, c] for r, c in enumerate(context.classes.tolist())])
+        every = head.saliency_classifier(head.saliency_tower(context.features))
+        expected = torch.stack([every[r, c] for r, c in enumerate(context.classes.tolist())])
         assert list(maps) == ["saliency", "shape activation"]
         torch.testing.assert_close(maps["saliency"], expected.sigmoid())
         torch.testing.assert_close(maps["shape activation"], activation[:, 0].sigmoid())
         assert len(set(context.classes.tolist())) > 1 and expected.std() > 0
         torch.testing.assert_close(head.predict(context), head.fuse(context, activation))
+
+
+def test_saliency_is_that_of_all_classes_where_it_is_used():
+    head = tiny_model(*SHAPEPROP).roi_heads.mask_head
+    tower = torch.randn(5, head.saliency_classifier.in_channels, 4, 4)
+    classes = torch.tensor([3, 0, 20, 3, 7])
+    every = head.saliency_classifier(tower)
+    own = head.own_saliency(tower, classes)
+    torch.testing.assert_close(own, every[torch.arange(5), classes, None])
+    torch.testing.assert_close(head.mean_saliency(tower), every.mean(dim=(2, 3), keepdim=True))

@@ -217,7 +217,7 @@ class RegionMaskHead(nn.Module, ABC):
         if not self.weak:
             return {}
         losses = {name: zero_loss(self) for loss in self.weak for name in loss.names}
-        others = context.select(~context.has_mask)
+        others = context.maskless
         wanted = torch.stack([loss.wants(others) for loss in self.weak])
         some = wanted.any(dim=0)
         others = others.select(some)

@@ -101,17 +101,17 @@ def part_by_maps(maps: Tensor, threshold: float, kinds: int) -> Partition:
     return Partition(high, low, ((high, low),) * kinds)
 
 
-def merge(seen: Partition, unseen: Partition, has_mask: Tensor) -> Partition:
+def merge(seen: Partition, unseen: Partition, which: tuple[Tensor, Tensor]) -> Partition:
     """One partition of R regions from those of the regions with and without a mask.
 
     Args:
         seen, unseen: of A and R - A regions.
-        has_mask: bool [R], which are which.
+        which: int64 [A] and int64 [R - A], their places among the R regions.
     """
 
     def rows(one: Tensor, other: Tensor) -> Tensor:
-        result = one.new_zeros(len(has_mask), one.shape[1])
-        result[has_mask], result[~has_mask] = one, other
+        result = one.new_zeros(sum(map(len, which)), one.shape[1])
+        result[which[0]], result[which[1]] = one, other
         return result
 
     pairs = zip(seen.keys, unseen.keys, strict=True)
@@ -467,16 +467,15 @@ class ContrastMaskHead(RegionMaskHead):
     @torch.no_grad()
     def partition(self, context: RegionContext, side: int) -> Partition:
         """The cells of R > 0 regions by their masks, or their class activation maps."""
-        has_mask = context.has_mask
         masks = context.annotated.mask_targets(side)
         return merge(
             part_by_masks(masks, self.hard_width, self.hard_gap),
             part_by_maps(
-                self.class_maps(context, side)[~has_mask],
+                self.class_maps(context, side)[context.maskless_rows],
                 self.map_threshold,
                 kinds=2 if self.hard_width else 1,
             ),
-            has_mask,
+            (context.annotated_rows, context.maskless_rows),
         )
 
     def contrast_loss(self, context: RegionContext, encoded: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def activating_loss(
     """Loss of the saliency classifier on box labels.
 
     Args:
-        logits: float [S, K + 1, P, P], saliency of every class, background last.
+        logits: float [S, K + 1, P, P], saliency of every class, background last; P = 1 if it was
+            averaged before.
         classes: int64 [S] in [0, K]; K = background.
         kind: "softmax_ce", the released code's cross-entropy of the spatially averaged logits, or
             "signed_mean", the paper's Eq. 3: the mean score of positive bags is raised, that of
@@ -254,14 +255,42 @@ class ShapePropMaskHead(RegionMaskHead):
             "predictor_init": node.PREDICTOR_INIT,
         }
 
-    def class_saliency(self, features: Tensor) -> Tensor:
-        """Saliency logits of every class, float [N, K + 1, P, P], background last."""
-        return self.saliency_classifier(self.saliency_tower(features))
+    def own_saliency(self, tower: Tensor, classes: Tensor) -> Tensor:
+        """Saliency logits of each region's own class.
 
-    def activate_shapes(self, context: RegionContext, class_saliency: Tensor) -> Tensor:
-        """Shape activation logits [R, 1, P, P] from the class saliency [R, K + 1, P, P]."""
-        rows = torch.arange(len(context), device=class_saliency.device)
-        saliency = class_saliency[rows, context.classes, None]
+        The classifier's rows of these classes alone meet the maps: its logits of all classes are
+        gigabytes where there are thousands.
+
+        Args:
+            tower: float [R, tower_dim, P, P], of the saliency tower.
+            classes: int64 [R] in [0, K].
+
+        Returns:
+            float [R, 1, P, P].
+        """
+        weight, bias = self.saliency_classifier.weight, self.saliency_classifier.bias
+        logits = torch.einsum("rc,rchw->rhw", weight.flatten(1)[classes], tower)
+        return (logits + bias[classes, None, None])[:, None]
+
+    def mean_saliency(self, tower: Tensor) -> Tensor:
+        """Saliency logits of every class, averaged over a region; background last.
+
+        The mean of the logits is the logit of the mean: the classifier is linear.
+
+        Args:
+            tower: float [S, tower_dim, P, P], of the saliency tower.
+
+        Returns:
+            float [S, K + 1, 1, 1].
+        """
+        return self.saliency_classifier(tower.mean(dim=(2, 3), keepdim=True))
+
+    def saliency(self, context: RegionContext) -> Tensor:
+        """Saliency logits [R, 1, P, P] of each region's class."""
+        return self.own_saliency(self.saliency_tower(context.features), context.classes)
+
+    def activate_shapes(self, context: RegionContext, saliency: Tensor) -> Tensor:
+        """Shape activation logits [R, 1, P, P] from the saliency [R, 1, P, P]."""
         return self.shape_activation(context.features, saliency)
 
     def fuse(self, context: RegionContext, activation: Tensor) -> Tensor:
@@ -271,26 +300,22 @@ class ShapePropMaskHead(RegionMaskHead):
 
     def predict(self, context: RegionContext) -> Tensor:
         """Mask logits [R, num_outputs, 2P, 2P]."""
-        activation = self.activate_shapes(context, self.class_saliency(context.features))
-        return self.fuse(context, activation)
+        return self.fuse(context, self.activate_shapes(context, self.saliency(context)))
 
     def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
         """Saliency of the region's class and shape activation (Fig. 8), [R, P, P] from 0 to 1."""
-        class_saliency = self.class_saliency(context.features)
-        rows = torch.arange(len(context), device=class_saliency.device)
-        saliency = class_saliency[rows, context.classes]
-        activation = self.activate_shapes(context, class_saliency)
-        return {"saliency": saliency.sigmoid(), "shape activation": activation[:, 0].sigmoid()}
+        saliency = self.saliency(context)
+        activation = self.activate_shapes(context, saliency)
+        return {"saliency": saliency[:, 0].sigmoid(), "shape activation": activation[:, 0].sigmoid()}
 
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """``loss_activating``, ``loss_propagating`` and ``loss_mask``."""
         sampled = context.sampled
-        sampled_saliency = self.class_saliency(sampled.features)
+        tower = self.saliency_tower(sampled.features)
+        scores = self.mean_saliency(tower)
         losses = {
             "loss_activating": self.activating_weight
-            * activating_loss(
-                sampled_saliency, sampled.classes, self.activating_kind, sampled.objects
-            )
+            * activating_loss(scores, sampled.classes, self.activating_kind, sampled.objects)
         }
         if len(context) == 0:
             losses["loss_propagating"] = zero_loss(self.shape_activation)
@@ -298,9 +323,9 @@ class ShapePropMaskHead(RegionMaskHead):
             return losses
 
         if sampled.rows is None:
-            saliency = self.class_saliency(context.features)
+            saliency = self.saliency(context)
         else:
-            saliency = sampled_saliency[sampled.rows]
+            saliency = self.own_saliency(tower[sampled.rows], context.classes)
         activation = self.activate_shapes(context, saliency)
         targets = context.mask_targets(activation.shape[-1])
         losses["loss_propagating"] = self.propagating_weight * weighted_bce(
