@@ -306,7 +306,10 @@ class ShapePropMaskHead(RegionMaskHead):
         """Saliency of the region's class and shape activation (Fig. 8), [R, P, P] from 0 to 1."""
         saliency = self.saliency(context)
         activation = self.activate_shapes(context, saliency)
-        return {"saliency": saliency[:, 0].sigmoid(), "shape activation": activation[:, 0].sigmoid()}
+        return {
+            "saliency": saliency[:, 0].sigmoid(),
+            "shape activation": activation[:, 0].sigmoid(),
+        }
 
     def losses(self, context: RegionContext) -> dict[str, Tensor]:
         """``loss_activating``, ``loss_propagating`` and ``loss_mask``."""
