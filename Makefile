@@ -28,7 +28,7 @@ test-slow: build ## the tests that take minutes
 test-gpu: build ## the tests that need a CUDA GPU
 	@$(VENV_PYTHON) -m pytest -m gpu $(ARGS)
 
-faults: build ## kills, full disks, hostile files and long runs, half an hour: docs/reliability.md
+faults: build ## kills, full disks, random jsons and long runs: docs/reliability.md
 	@$(VENV_PYTHON) -m pytest -m faults $(ARGS)
 
 bench: build ## time the ops and models; DEVICE=cuda on a GPU

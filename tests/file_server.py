@@ -2,8 +2,11 @@
 
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_BLOCK = 1 << 16
 
 
 @dataclass
@@ -15,6 +18,7 @@ class FileServer:
         cut: {path: n}: how many bytes come before the connection ends, for the first request.
         redirects: {path: address}.
         ranges: whether a request for the rest of a file is understood.
+        pause: seconds between two blocks of 64 kB.
         requests: (path, Range header or "") of everything that was asked for.
         port: where it listens.
     """
@@ -23,6 +27,7 @@ class FileServer:
     cut: dict[str, int] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    pause: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     port: int = 0
 
@@ -70,7 +75,12 @@ class FileServer:
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 end = owner.cut.pop(self.path, len(content))
-                self.wfile.write(content[start:end])
+                for first in range(start, end, _BLOCK):
+                    try:
+                        self.wfile.write(content[first : min(first + _BLOCK, end)])
+                    except OSError:  # whoever asked is gone
+                        return
+                    time.sleep(owner.pause)
 
             def log_message(self, *_):
                 pass
