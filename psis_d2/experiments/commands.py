@@ -20,9 +20,9 @@ OUTPUT = "output/experiments"
 SMOKE = "output/smoke"
 # A trial shows that commands, data and models fit together; nothing is learned in so few steps.
 SMOKE_OPTIONS = {
-    "SOLVER.MAX_ITER": 8,
+    "SOLVER.MAX_ITER": 20,
     "SOLVER.STEPS": [],
-    "SOLVER.WARMUP_ITERS": 2,
+    "SOLVER.WARMUP_ITERS": 5,
     "TEST.EXPECTED_RESULTS": [],
     "TEST.PICTURES": 0,
 }

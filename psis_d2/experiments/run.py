@@ -11,8 +11,8 @@ from pathlib import Path
 from psis_d2.errors import UserError
 from psis_d2.experiments.commands import SMOKE, Line
 
-SMOKE_IMAGES = (32, 16)
-"""Training and validation images of a trial."""
+SMOKE_IMAGES = (160, 16)
+"""Training and validation images of a trial: enough for 100 shape priors and for ten shots."""
 
 
 class StepFailed(UserError):
