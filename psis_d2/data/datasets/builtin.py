@@ -13,33 +13,42 @@ from psis_d2.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
-def _prepare_partial_shapes(folder: str) -> None:
+def _prepare_partial_shapes(folder: str, version: str) -> None:
     # Imported late: it needs OpenCV.
     from psis_d2.data.datasets.partial_shapes import prepare
 
-    prepare(folder)
+    prepare(folder, version=version)
+
+
+PARTIAL_SHAPES = {
+    "partial_shapes": ("1", ("train", "val")),
+    "partial_shapes_2": ("2", ("train", "val", "test")),
+}
+"""Name of the folder, and of the data sets before their split -> edition and splits."""
 
 
 def register_partial_shapes(root: str) -> None:
-    """Register ``partial_shapes_train`` and ``partial_shapes_val`` under ``root/partial_shapes``.
+    """Register ``partial_shapes_{train,val}`` and ``partial_shapes_2_{train,val,test}``.
 
-    The files need not exist: loading a data set, or calling its metadata's ``psis_prepare``, makes
-    them. Names that are registered already stay as they are.
+    They lie in ``root/partial_shapes`` and ``root/partial_shapes_2``. The files need not exist:
+    loading a data set, or calling its metadata's ``psis_prepare``, makes them. Names that are
+    registered already stay as they are.
     """
-    folder = os.path.join(root, "partial_shapes")
     class_names = [*SHAPES_SEEN_NAMES, *SHAPES_UNSEEN_NAMES]
-    for split in ("train", "val"):
-        name = f"partial_shapes_{split}"
-        if name in DatasetCatalog:
-            continue
-        json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
-        image_root = os.path.join(folder, split)
-        prepare = functools.partial(_prepare_partial_shapes, folder)
-        register_coco_json(name, json_file, image_root, prepare)
-        MetadataCatalog.get(name).set(
-            thing_classes=class_names,
-            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(class_names))},
-        )
+    for base, (version, splits) in PARTIAL_SHAPES.items():
+        folder = os.path.join(root, base)
+        for split in splits:
+            name = f"{base}_{split}"
+            if name in DatasetCatalog:
+                continue
+            json_file = os.path.join(folder, "annotations", f"instances_{split}.json")
+            image_root = os.path.join(folder, split)
+            prepare = functools.partial(_prepare_partial_shapes, folder, version)
+            register_coco_json(name, json_file, image_root, prepare)
+            MetadataCatalog.get(name).set(
+                thing_classes=class_names,
+                thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(class_names))},
+            )
 
 
 def _require_json(json_file: str, title: str, command: str) -> None:

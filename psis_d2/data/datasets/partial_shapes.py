@@ -3,7 +3,9 @@
     python -m psis_d2.data.datasets.partial_shapes --out datasets/partial_shapes --preview look.png
 
 Twenty categories, ten seen and ten unseen, whose texture and hue are tied to the category, on
-clutter of the same textures. Files are in COCO format, with the masks as RLE because rings and
+clutter of the same textures. There are two editions: in the second one an object is made of three
+parts of other looks, which the clutter shares, and there is a split for reporting (``test``) beside
+that for choosing (``val``). Files are in COCO format, with the masks as RLE because rings and
 occlusion make holes. All categories carry masks in the json; ``PSIS.SEEN_CLASSES shapes`` (or
 ``shapes-swapped``) takes those of the unseen ones away in training.
 """
@@ -21,13 +23,12 @@ import time
 import uuid
 from collections.abc import Iterator
 
+from psis_d2.data.datasets import shapes_parts, shapes_scene
 from psis_d2.data.datasets.shapes_scene import (
     IMAGE_SIZE,
     SEEN_SHAPES,
     SHAPE_NAMES,
-    SPLITS,
     UNSEEN_SHAPES,
-    render_image,
 )
 from psis_d2.errors import UserError, exit_on_user_error
 from psis_d2.optional import require
@@ -45,31 +46,34 @@ __all__ = [
     "encode_image",
     "generate",
     "prepare",
-    "render_image",
 ]
 
 logger = logging.getLogger(__name__)
 
 GENERATOR = "PartialShapes"
+EDITIONS = {"1": shapes_scene, "2": shapes_parts}
+"""Version in the json -> its ``SPLITS`` and ``compose_image``. A version stays as it is: the same
+seed gives the same images and annotations for ever."""
 VERSION = "1"
-"""Changes whenever the same seed gives other images or annotations."""
 
 NUM_TRAIN = 800
 NUM_VAL = 150
 
 
 def json_path(folder: str, split: str) -> str:
-    """Path of the annotations of ``train`` or ``val`` in a data set folder."""
+    """Path of the annotations of a split in a data set folder."""
     return os.path.join(folder, "annotations", f"instances_{split}.json")
 
 
-def encode_image(seed: int, split: str, index: int) -> tuple[bytes, dict, list[dict]]:
+def encode_image(
+    seed: int, split: str, index: int, version: str = VERSION
+) -> tuple[bytes, dict, list[dict]]:
     """Draw one image and encode it for the files.
 
     Returns:
         The PNG file's bytes, the image's json record, and its annotations without their ids.
     """
-    image, objects = render_image(seed, split, index)
+    image, objects = EDITIONS[version].compose_image(seed, split, index)
     ok, png = cv2.imencode(".png", image[:, :, ::-1])
     if not ok:
         raise RuntimeError("OpenCV failed to encode a PNG image.")
@@ -80,14 +84,14 @@ def encode_image(seed: int, split: str, index: int) -> tuple[bytes, dict, list[d
         "width": IMAGE_SIZE,
     }
     annotations = []
-    for category_id, mask in objects:
-        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    for item in objects:
+        rle = coco_mask.encode(np.asfortranarray(item.mask, dtype=np.uint8))
         annotations.append(
             {
                 "image_id": record["id"],
-                "category_id": category_id,
+                "category_id": item.category_id,
                 "bbox": [float(x) for x in coco_mask.toBbox(rle)],
-                "area": float(mask.sum()),
+                "area": float(item.mask.sum()),
                 "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
                 "iscrowd": 0,
             }
@@ -95,15 +99,14 @@ def encode_image(seed: int, split: str, index: int) -> tuple[bytes, dict, list[d
     return png.tobytes(), record, annotations
 
 
-def _encode_job(job: tuple[int, str, int]) -> tuple[bytes, dict, list[dict]]:
+def _encode_job(job: tuple[int, str, int, str]) -> tuple[bytes, dict, list[dict]]:
     return encode_image(*job)
 
 
-def _encode_split(
-    seed: int, split: str, count: int, workers: int
-) -> Iterator[tuple[bytes, dict, list[dict]]]:
+def _encode_split(info: dict, split: str, workers: int) -> Iterator[tuple[bytes, dict, list[dict]]]:
     """Encoded images in the order of their index, whatever the number of workers."""
-    jobs = [(seed, split, index) for index in range(count)]
+    count = info[f"num_{split}"]
+    jobs = [(info["seed"], split, index, info["version"]) for index in range(count)]
     if workers == 0:
         yield from map(_encode_job, jobs)
         return
@@ -115,14 +118,14 @@ def _encode_split(
         yield from pool.imap(_encode_job, jobs, chunksize=8)
 
 
-def _info(seed: int, num_train: int, num_val: int) -> dict:
+def _info(seed: int, num_train: int, num_val: int, version: str) -> dict:
+    sizes = {f"num_{split}": num_val for split in EDITIONS[version].SPLITS}
     return {
         "description": "PartialShapes, a synthetic set for partially supervised segmentation",
         "generator": GENERATOR,
-        "version": VERSION,
+        "version": version,
         "seed": seed,
-        "num_train": num_train,
-        "num_val": num_val,
+        **(sizes | {"num_train": num_train}),
     }
 
 
@@ -135,15 +138,18 @@ def _categories() -> list[dict]:
 
 def _read_info(folder: str) -> dict | None:
     """What the folder says about its own making; None if it does not hold PartialShapes."""
-    infos = []
-    for split in SPLITS:
-        try:
-            with open(json_path(folder, split), encoding="utf-8") as file:
-                infos.append(json.load(file)["info"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    same = infos[0] == infos[1] and isinstance(infos[0], dict)
-    return infos[0] if same and infos[0].get("generator") == GENERATOR else None
+
+    def info_of(split: str) -> dict:
+        with open(json_path(folder, split), encoding="utf-8") as file:
+            return json.load(file)["info"]
+
+    try:
+        first = info_of("train")
+        others = [info_of(split) for split in EDITIONS[first["version"]].SPLITS[1:]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same = all(info == first for info in others)
+    return first if same and first.get("generator") == GENERATOR else None
 
 
 def _is_vacant(folder: str) -> bool:
@@ -156,7 +162,7 @@ def _write_split(
     os.makedirs(os.path.join(folder, split))
     os.makedirs(os.path.dirname(json_path(folder, split)), exist_ok=True)
     images, annotations = [], []
-    for png, record, objects in _encode_split(info["seed"], split, info[f"num_{split}"], workers):
+    for png, record, objects in _encode_split(info, split, workers):
         with open(os.path.join(folder, split, record["file_name"]), "wb") as file:
             file.write(png)
         images.append(record)
@@ -181,8 +187,9 @@ def generate(
     seed: int = 0,
     workers: int = 0,
     progress: bool = True,
+    version: str = VERSION,
 ) -> None:
-    """Write the data set: ``{train,val}/NNNNNN.png`` and ``annotations/instances_{split}.json``.
+    """Write the data set: ``{split}/NNNNNN.png`` and ``annotations/instances_{split}.json``.
 
     The files are written beside ``folder`` and renamed at the end, so a half-written data set is
     never seen and two processes may do this at the same time. A folder that holds the very same
@@ -190,10 +197,11 @@ def generate(
 
     Args:
         folder: where to write; missing or empty, or the same data set.
-        num_train, num_val: number of images.
+        num_train, num_val: number of images; ``test``, in the second edition, has ``num_val``.
         seed: non-negative; image ``i`` depends on the seed, its split and ``i`` only.
         workers: processes to draw with; 0 draws in this one. The result is the same.
         progress: show a bar on a terminal.
+        version: the edition, "1" or "2".
 
     Raises:
         UserError: a number is out of range, the folder holds something else, or cannot be written.
@@ -207,7 +215,8 @@ def generate(
         if value < least:
             raise UserError(f"The {name} is {value}, but it must be at least {least}.")
     folder = os.path.abspath(folder)
-    info = _info(seed, num_train, num_val)
+    info = _info(seed, num_train, num_val, version)
+    splits = EDITIONS[version].SPLITS
     if not _is_vacant(folder):
         _require_same(folder, info)
         return
@@ -215,13 +224,13 @@ def generate(
         os.path.dirname(folder), f".{os.path.basename(folder)}.{uuid.uuid4().hex[:12]}.tmp"
     )
     started = time.perf_counter()
-    total = num_train + num_val
+    total = sum(info[f"num_{split}"] for split in splits)
     logger.info("Generating PartialShapes: %d images into %s", total, folder)
     try:
         os.makedirs(scratch)
         show = progress and sys.stderr.isatty()
         with tqdm(total=total, desc="PartialShapes", unit="image", disable=not show) as bar:
-            for split in SPLITS:
+            for split in splits:
                 _write_split(scratch, split, info, workers, bar)
         _publish(scratch, folder, info)
     except OSError as error:
@@ -262,7 +271,9 @@ def _require_same(folder: str, info: dict) -> None:
     )
 
 
-def prepare(folder: str, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> None:
+def prepare(
+    folder: str, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, version: str = VERSION
+) -> None:
     """Generate the data set with seed 0 if ``folder`` does not hold it yet.
 
     A PartialShapes of this version with another seed or other sizes is somebody's choice and stays.
@@ -272,9 +283,9 @@ def prepare(folder: str, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> 
     """
     if not _is_vacant(folder):
         found = _read_info(folder)
-        if found is not None and found.get("version") == VERSION:
+        if found is not None and found.get("version") == version:
             return
-    generate(folder, num_train, num_val)
+    generate(folder, num_train, num_val, version=version)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -288,6 +299,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=NUM_TRAIN, help="training images")
     parser.add_argument("--val", type=int, default=NUM_VAL, help="validation images")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 = this one")
+    parser.add_argument("--edition", choices=EDITIONS, default=VERSION, help="which of the two")
     parser.add_argument("--preview", metavar="FILE.png", help="also draw a picture of the data")
     return parser.parse_args(argv)
 
@@ -297,13 +309,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with exit_on_user_error():
-        generate(args.out, args.train, args.val, args.seed, args.workers)
+        generate(args.out, args.train, args.val, args.seed, args.workers, version=args.edition)
         print(f"PartialShapes is in {args.out}")
         if args.preview:
             from psis_d2.data.datasets.shapes_preview import draw_preview
             from psis_d2.visualization import save_png
 
-            save_png(args.preview, draw_preview(args.seed))
+            save_png(args.preview, draw_preview(args.seed, version=args.edition))
             print(f"A picture of it is in {args.preview}")
 
 

@@ -72,6 +72,17 @@ class Appearance:
     saturation: float
 
 
+@dataclass(frozen=True)
+class Pose:
+    """How an outline is placed: the arguments of ``drawing.place_outline``."""
+
+    center: tuple[float, float]
+    radius: float
+    rotation: float
+    stretch: float
+    flip: bool
+
+
 @dataclass
 class PlacedObject:
     """An object of an image.
@@ -80,20 +91,13 @@ class PlacedObject:
         category_id: 1 to 20.
         mask: visible part, bool ``[H, W]``.
         full_area: pixels of the whole shape, covered parts and parts outside the image included.
+        pose: where the shape lies.
     """
 
     category_id: int
     mask: np.ndarray
     full_area: int
-
-
-@dataclass
-class _Pose:
-    center: tuple[float, float]
-    radius: float
-    rotation: float
-    stretch: float
-    flip: bool
+    pose: Pose
 
 
 @cache
@@ -123,7 +127,8 @@ def catalog() -> tuple[Appearance, ...]:
     return tuple(entries)
 
 
-def _random_appearance(rng: np.random.Generator, saturation: float) -> Appearance:
+def random_appearance(rng: np.random.Generator, saturation: float) -> Appearance:
+    """A look that is no category's."""
     hue = rng.random()
     return Appearance(
         kind=drawing.PATTERN_KINDS[rng.integers(len(drawing.PATTERN_KINDS))],
@@ -135,7 +140,7 @@ def _random_appearance(rng: np.random.Generator, saturation: float) -> Appearanc
     )
 
 
-def _paint_texture(
+def paint_texture(
     rng: np.random.Generator, look: Appearance, height: int, width: int
 ) -> np.ndarray:
     """One specimen of an appearance, with its jitter: float32 RGB ``[height, width, 3]``."""
@@ -159,7 +164,7 @@ def _paint_texture(
     )
 
 
-def _draw_pose(rng: np.random.Generator, earlier: list[_Pose]) -> _Pose:
+def draw_pose(rng: np.random.Generator, earlier: list[Pose]) -> Pose:
     """A pose; with the overlap probability it leans on an earlier object."""
     radius = rng.uniform(*_RADIUS)
     low, high = 0.6 * radius, IMAGE_SIZE - 0.6 * radius
@@ -171,7 +176,7 @@ def _draw_pose(rng: np.random.Generator, earlier: list[_Pose]) -> _Pose:
         y = min(max(other.center[1] + distance * math.sin(direction), low), high)
     else:
         x, y = rng.uniform(low, high, 2)
-    return _Pose(
+    return Pose(
         center=(x, y),
         radius=radius,
         rotation=rng.uniform(-_MAX_ROTATION, _MAX_ROTATION),
@@ -180,7 +185,7 @@ def _draw_pose(rng: np.random.Generator, earlier: list[_Pose]) -> _Pose:
     )
 
 
-def _rasterize(shape: str, pose: _Pose, size: int = IMAGE_SIZE) -> tuple[np.ndarray, int]:
+def rasterize_shape(shape: str, pose: Pose, size: int = IMAGE_SIZE) -> tuple[np.ndarray, int]:
     """The mask in a square image, bool ``[size, size]``, and the area with what lies outside."""
     contours = drawing.place_outline(
         drawing.OUTLINES[shape], pose.center, pose.radius, pose.rotation, pose.stretch, pose.flip
@@ -200,25 +205,25 @@ def place_objects(rng: np.random.Generator) -> list[PlacedObject]:
     is refused and drawn anew; after 20 refusals the object is left out.
     """
     placed: list[PlacedObject] = []
-    poses: list[_Pose] = []
+    poses: list[Pose] = []
     for _ in range(rng.integers(*_OBJECTS)):
         category = int(rng.integers(len(SHAPE_NAMES)))
         for _ in range(_PLACEMENT_TRIES):
-            pose = _draw_pose(rng, poses)
-            mask, full_area = _rasterize(SHAPE_NAMES[category], pose)
+            pose = draw_pose(rng, poses)
+            mask, full_area = rasterize_shape(SHAPE_NAMES[category], pose)
             remaining = [item.mask & ~mask for item in placed]
             visible = [*remaining, mask]
             areas = [*(item.full_area for item in placed), full_area]
             if all(v.sum() >= MIN_VISIBLE * a for v, a in zip(visible, areas, strict=True)):
                 for item, rest in zip(placed, remaining, strict=True):
                     item.mask = rest
-                placed.append(PlacedObject(category + 1, mask, full_area))
+                placed.append(PlacedObject(category + 1, mask, full_area, pose))
                 poses.append(pose)
                 break
     return placed
 
 
-def _paint_mask(
+def paint_mask(
     rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, look: Appearance
 ) -> None:
     """Paint an appearance where the mask ``[H, W]`` is set."""
@@ -227,21 +232,21 @@ def _paint_mask(
         return
     window = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
     part = mask[window]
-    canvas[window][part] = _paint_texture(rng, look, *part.shape)[part]
+    canvas[window][part] = paint_texture(rng, look, *part.shape)[part]
 
 
 def _paint_background(rng: np.random.Generator) -> np.ndarray:
     """Base texture, warped regions and unlabeled shapes: float32 RGB ``[H, W, 3]``."""
     size = IMAGE_SIZE
-    canvas = _paint_texture(rng, _random_appearance(rng, _BACKGROUND_SATURATION), size, size)
+    canvas = paint_texture(rng, random_appearance(rng, _BACKGROUND_SATURATION), size, size)
     for _ in range(rng.integers(*_REGIONS)):
         field = drawing.smooth_noise(rng, size, size, wavelength=96)
         region = field > np.quantile(field, rng.uniform(0.55, 0.8))
-        _paint_mask(rng, canvas, region, _random_appearance(rng, _BACKGROUND_SATURATION))
+        paint_mask(rng, canvas, region, random_appearance(rng, _BACKGROUND_SATURATION))
     for _ in range(rng.integers(*_DISTRACTORS)):
         shape = SHAPE_NAMES[rng.integers(len(SHAPE_NAMES))]
-        mask, _ = _rasterize(shape, _draw_pose(rng, []))
-        _paint_mask(rng, canvas, mask, _random_appearance(rng, _BACKGROUND_SATURATION))
+        mask, _ = rasterize_shape(shape, draw_pose(rng, []))
+        paint_mask(rng, canvas, mask, random_appearance(rng, _BACKGROUND_SATURATION))
     return canvas
 
 
@@ -260,25 +265,22 @@ def compose_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[P
     canvas = _paint_background(rng)
     objects = place_objects(rng)
     for item in objects:
-        _paint_mask(rng, canvas, item.mask, catalog()[item.category_id - 1])
+        paint_mask(rng, canvas, item.mask, catalog()[item.category_id - 1])
+    return finish(rng, canvas), objects
+
+
+def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """Blur and noise: float32 RGB ``[H, W, 3]`` to uint8."""
     canvas = cv2.GaussianBlur(canvas, (3, 3), _BLUR_SD)
     canvas += _NOISE_SD * rng.standard_normal(canvas.shape, dtype=np.float32)
-    return np.clip(np.round(canvas), 0, 255).astype(np.uint8), objects
-
-
-def render_image(
-    seed: int, split: str, index: int
-) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Like :func:`compose_image`, with the objects as ``(category_id, visible mask)`` pairs."""
-    image, objects = compose_image(seed, split, index)
-    return image, [(item.category_id, item.mask) for item in objects]
+    return np.clip(np.round(canvas), 0, 255).astype(np.uint8)
 
 
 def render_category(name: str, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """One category alone: RGB uint8 ``[size, size, 3]`` on gray and its mask ``[size, size]``."""
-    pose = _Pose((size / 2, size / 2), radius=0.46 * size, rotation=0, stretch=1, flip=False)
-    mask, _ = _rasterize(name, pose, size)
+    pose = Pose((size / 2, size / 2), radius=0.46 * size, rotation=0, stretch=1, flip=False)
+    mask, _ = rasterize_shape(name, pose, size)
     canvas = np.full((size, size, 3), 40, dtype=np.float32)
     look = catalog()[SHAPE_NAMES.index(name)]
-    _paint_mask(np.random.default_rng(CATALOG_SEED), canvas, mask, look)
+    paint_mask(np.random.default_rng(CATALOG_SEED), canvas, mask, look)
     return np.clip(np.round(canvas), 0, 255).astype(np.uint8), mask

@@ -6,7 +6,13 @@ import multiprocessing
 import os
 
 import psis_d2  # noqa: F401  (before detectron2)
-from psis_d2.data.datasets import builtin, partial_shapes, shapes_drawing, shapes_scene
+from psis_d2.data.datasets import (
+    builtin,
+    partial_shapes,
+    shapes_drawing,
+    shapes_parts,
+    shapes_scene,
+)
 from psis_d2.data.datasets.partial_shapes import generate, json_path, prepare
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.errors import UserError
@@ -40,10 +46,16 @@ def small(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", params=["1", "2"])
+def compose(request):
+    """`compose_image` of an edition."""
+    return partial_shapes.EDITIONS[request.param].compose_image
+
+
 @pytest.fixture(scope="module")
-def scenes():
+def scenes(compose):
     """Image and objects of 60 validation images."""
-    return [shapes_scene.compose_image(0, "val", index) for index in range(60)]
+    return [compose(0, "val", index) for index in range(60)]
 
 
 class TestOutlines:
@@ -166,12 +178,13 @@ class TestCatalog:
         assert resolve_seen_classes("shapes-swapped", names) == list(range(10, 20))
 
     @pytest.mark.parametrize("name", ["ellipse", "dumbbell"])  # the two plain ones
-    def test_objects_wear_the_hue_of_their_category(self, scenes, name):
+    def test_objects_wear_the_hue_of_their_category(self, name):
         number = shapes_scene.SHAPE_NAMES.index(name)
         look = shapes_scene.catalog()[number]
         assert look.kind == "plain"
         distances = []
-        for image, objects in scenes:
+        for index in range(60):
+            image, objects = shapes_scene.compose_image(0, "val", index)
             for item in objects:
                 if item.category_id == number + 1:
                     mean = image[item.mask].mean(axis=0) / 255
@@ -183,16 +196,16 @@ class TestCatalog:
 
 
 class TestScene:
-    def test_image_depends_on_seed_split_and_index_only(self):
-        image, objects = shapes_scene.render_image(5, "train", 7)
-        shapes_scene.render_image(5, "train", 8)
-        again, same = shapes_scene.render_image(5, "train", 7)
+    def test_image_depends_on_seed_split_and_index_only(self, compose):
+        image, objects = compose(5, "train", 7)
+        compose(5, "train", 8)
+        again, same = compose(5, "train", 7)
         np.testing.assert_array_equal(image, again)
-        assert [c for c, _ in objects] == [c for c, _ in same]
-        for (_, a), (_, b) in zip(objects, same, strict=True):
-            np.testing.assert_array_equal(a, b)
+        assert [o.category_id for o in objects] == [o.category_id for o in same]
+        for a, b in zip(objects, same, strict=True):
+            np.testing.assert_array_equal(a.mask, b.mask)
         for other in ((6, "train", 7), (5, "val", 7), (5, "train", 8)):
-            assert not np.array_equal(image, shapes_scene.render_image(*other)[0])
+            assert not np.array_equal(image, compose(*other)[0])
 
     def test_image_form(self, scenes):
         for image, objects in scenes[:5]:
@@ -229,6 +242,73 @@ class TestScene:
         assert np.mean([len(objects) for _, objects in scenes]) == pytest.approx(4.5, abs=0.5)
 
 
+class TestParts:
+    """The second edition."""
+
+    def test_coordinates_undo_the_placement(self):
+        pose = shapes_scene.Pose((60.3, 41.8), 23.0, 0.4, 1.1, True)
+        x, y = shapes_parts.object_coordinates(pose, 128)
+        points = np.array([[x[30, 70], y[30, 70]], [x[80, 20], y[80, 20]]])
+        placed = shapes_drawing.place_outline(
+            [points], pose.center, pose.radius, pose.rotation, pose.stretch, pose.flip
+        )
+        np.testing.assert_allclose(placed[0], [[70.5, 30.5], [20.5, 80.5]])
+
+    @pytest.mark.parametrize(
+        ("layout", "expected"),
+        [
+            ("bands", [2, 2, 0, 1, 1, 0, 0]),
+            ("shells", [1, 0, 2, 0, 1, 0, 0]),
+            ("sides", [1, 1, 1, 1, 1, 2, 0]),
+            ("spots", [0, 2, 0, 1, 0, 0, 0]),
+        ],
+    )
+    def test_layouts(self, layout, expected):
+        """Along the axis of the layout from one end to the other, then right and left of it."""
+        angle = 0.7
+        u = np.array([-1, -0.5, 0, 0.5, 1, 0, 0])
+        v = np.array([0, 0, 0, 0, 0, 0.6, -0.6])
+        x, y = np.cos(angle) * u - np.sin(angle) * v, np.sin(angle) * u + np.cos(angle) * v
+        assert shapes_parts.part_map(layout, angle, x, y).tolist() == expected
+
+    def test_parts_of_a_category_stay_on_its_side_of_the_hues(self):
+        for number, entry in enumerate(shapes_parts.catalog()):
+            for look in entry.looks:
+                assert round(look.hue * 20) % 2 == number // 10
+
+    def test_objects_wear_the_looks_of_their_parts(self):
+        """The disk's parts, each in the hue that the catalog has for it."""
+        number = shapes_scene.SHAPE_NAMES.index("disk")
+        entry = shapes_parts.catalog()[number]
+        image, mask = shapes_parts.render_category("disk", 64)
+        pose = shapes_scene.Pose((32, 32), 0.46 * 64, 0, 1, False)
+        x, y = shapes_parts.object_coordinates(pose, 64)
+        parts = shapes_parts.part_map(entry.layout, entry.angle, x, y)
+        for part, look in enumerate(entry.looks):
+            pixels = image[mask & (parts == part)] / 255
+            hues = np.array([colorsys.rgb_to_hsv(*pixel)[0] for pixel in pixels])
+            first = np.abs((hues - look.hue + 0.5) % 1 - 0.5)
+            second = np.abs((hues - look.second_hue + 0.5) % 1 - 0.5)
+            # The shift of a specimen is the same for both colors; gradients pass between them.
+            assert len(pixels) > 50
+            if look.kind != "gradient":
+                assert np.minimum(first, second).max() < 4 * 0.04
+
+    def test_written_with_a_third_split(self, tmp_path):
+        generate(str(tmp_path / "a"), 2, 1, seed=4, version="2")
+        for split, size in (("train", 2), ("val", 1), ("test", 1)):
+            content = read_json(tmp_path / "a", split)
+            assert content["info"]["version"] == "2"
+            assert len(content["images"]) == size
+            written = cv2.imread(str(tmp_path / "a" / split / "000001.png"))[:, :, ::-1]
+            np.testing.assert_array_equal(written, shapes_parts.compose_image(4, split, 0)[0])
+        with pytest.raises(UserError, match="version 2 instead of 1"):
+            generate(str(tmp_path / "a"), 2, 1, seed=4)
+        os.remove(json_path(str(tmp_path / "a"), "test"))
+        with pytest.raises(UserError, match="something else"):
+            prepare(str(tmp_path / "a"), version="2")
+
+
 class TestFiles:
     def test_content(self, small):
         content = read_json(small, "train")
@@ -247,12 +327,13 @@ class TestFiles:
     def test_annotations_are_what_is_drawn(self, small):
         content = read_json(small, "train")
         for index, record in enumerate(content["images"]):
-            image, objects = shapes_scene.render_image(3, "train", index)
+            image, objects = shapes_scene.compose_image(3, "train", index)
             written = cv2.imread(str(small / "train" / record["file_name"]))[:, :, ::-1]
             np.testing.assert_array_equal(written, image)
             mine = [a for a in content["annotations"] if a["image_id"] == record["id"]]
-            assert [a["category_id"] for a in mine] == [category for category, _ in objects]
-            for annotation, (_, mask) in zip(mine, objects, strict=True):
+            assert [a["category_id"] for a in mine] == [item.category_id for item in objects]
+            for annotation, item in zip(mine, objects, strict=True):
+                mask = item.mask
                 decoded = coco_mask.decode(annotation["segmentation"]).astype(bool)
                 np.testing.assert_array_equal(decoded, mask)
                 ys, xs = np.nonzero(mask)
@@ -276,11 +357,11 @@ class TestFiles:
     def test_interrupted_generation_leaves_nothing(self, tmp_path, monkeypatch):
         real = partial_shapes.encode_image
 
-        def stop_at_the_third(seed, split, index):
+        def stop_at_the_third(seed, split, index, version):
             if index == 2:
                 assert any(tmp_path.iterdir())  # something is being written
                 raise KeyboardInterrupt
-            return real(seed, split, index)
+            return real(seed, split, index, version)
 
         monkeypatch.setattr(partial_shapes, "encode_image", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
@@ -292,10 +373,10 @@ class TestFiles:
         folder = tmp_path / "shapes"
         real = partial_shapes.encode_image
 
-        def let_another_finish_first(seed, split, index):
+        def let_another_finish_first(seed, split, index, version):
             monkeypatch.setattr(partial_shapes, "encode_image", real)
             generate(str(folder), 6, 2, seed=other_seed)
-            return real(seed, split, index)
+            return real(seed, split, index, version)
 
         monkeypatch.setattr(partial_shapes, "encode_image", let_another_finish_first)
         if other_seed == 3:
@@ -370,11 +451,10 @@ class TestPrepare:
         prepare(str(small))
         assert read_files(small) == before
 
-    def test_refuses_another_version(self, tmp_path, monkeypatch):
+    def test_refuses_another_version(self, tmp_path):
         generate(str(tmp_path), 1, 1)
-        monkeypatch.setattr(partial_shapes, "VERSION", "next")
-        with pytest.raises(UserError, match="version 1 instead of next"):
-            prepare(str(tmp_path), 1, 1)
+        with pytest.raises(UserError, match="version 1 instead of 2"):
+            prepare(str(tmp_path), 1, 1, version="2")
 
     def test_refuses_other_content(self, tmp_path):
         os.makedirs(tmp_path / "train")
@@ -385,7 +465,11 @@ class TestPrepare:
 @pytest.fixture
 def registered(tmp_path):
     """The two data sets under a root of the test's own; the registration is put back later."""
-    names = ["partial_shapes_train", "partial_shapes_val"]
+    names = [
+        f"{base}_{split}"
+        for base, (_, splits) in builtin.PARTIAL_SHAPES.items()
+        for split in splits
+    ]
     before = os.path.dirname(
         os.path.dirname(os.path.dirname(MetadataCatalog.get(names[0]).json_file))
     )
@@ -403,9 +487,13 @@ def registered(tmp_path):
 class TestRegistration:
     def test_metadata(self, registered):
         builtin.register_partial_shapes("elsewhere")  # the names are taken: nothing changes
-        for split in ("train", "val"):
-            metadata = MetadataCatalog.get(f"partial_shapes_{split}")
-            folder = registered / "partial_shapes"
+        for base, split in (
+            ("partial_shapes", "train"),
+            ("partial_shapes", "val"),
+            ("partial_shapes_2", "test"),
+        ):
+            metadata = MetadataCatalog.get(f"{base}_{split}")
+            folder = registered / base
             assert metadata.json_file == str(folder / "annotations" / f"instances_{split}.json")
             assert metadata.image_root == str(folder / split)
             assert metadata.evaluator_type == "coco"
@@ -413,7 +501,7 @@ class TestRegistration:
             assert metadata.thing_dataset_id_to_contiguous_id == {i + 1: i for i in range(20)}
 
     def test_loading_generates_what_is_missing(self, registered, monkeypatch):
-        monkeypatch.setattr(partial_shapes.prepare, "__defaults__", (2, 1))
+        monkeypatch.setattr(partial_shapes.prepare, "__defaults__", (2, 1, "1"))
         dicts = DatasetCatalog.get("partial_shapes_train")
         assert len(dicts) == 2
         content = read_json(registered / "partial_shapes", "train")
