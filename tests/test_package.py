@@ -72,7 +72,9 @@ def test_the_wheel_holds_all_code_and_all_configs_and_nothing_else(pure_wheel):
     assert len(configs) > 50
     zoo = ROOT / "psis_d2" / "model_zoo"
     lists = (ROOT / "psis_d2" / "data" / "split_lists").glob("*.txt")
-    data = (zoo / "zoo.json", *zoo.glob("weights/*"), *lists)
+    papers = ROOT / "psis_d2" / "experiments"
+    papers = (papers / "head.md", *papers.rglob("*.yaml"))
+    data = (zoo / "zoo.json", *zoo.glob("weights/*"), *lists, *papers)
     data = {p.relative_to(ROOT).as_posix() for p in data}
     found = {name for name in names if ".dist-info/" not in name}
     assert found == code | configs | data

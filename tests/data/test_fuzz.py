@@ -36,7 +36,7 @@ def read_and_map(place, data):
     try:
         records = load_coco(str(path), str(place / "images"), name)
         for record in records:
-            json.dumps(record)
+            json.dumps(record, default=list)  # polygons are arrays
             for annotation in record["annotations"]:
                 assert -(2**63) <= annotation["id"] < 2**63
                 assert 0 <= annotation["category_id"] < len(MetadataCatalog.get(name).thing_classes)

@@ -108,7 +108,7 @@ def test_a_run_keeps_its_split(tmp_path, capsys, caplog):
     assert f"under another split than the training: {both}" in printed
     # in the headings of all tables, and in the files
     for heading in ("Masks in given boxes by category", "Masks in given boxes on val"):
-        (line, *_) = [x for x in printed.splitlines() if heading in x]
+        (*_, line) = [x for x in printed.splitlines() if heading in x]  # the last evaluation's
         assert line.endswith(f"(another split: {both}):")
     (metrics,) = (tmp_path / "eval" / "inference").glob("*/metrics_*.json")
     assert json.loads(metrics.read_text())["note"] == f"another split: {both}"

@@ -110,7 +110,7 @@ class RegionMaskHead(nn.Module, ABC):
         loss_weight: float = 1.0,
         channel_dropout: float = 0.0,
         feature_drop: float = 0.0,
-        boundary_weight: float = 0.0,
+        contour_weight: float = 0.0,
         weak: tuple[WeakLoss, ...] = (),
     ):
         super().__init__()
@@ -119,13 +119,13 @@ class RegionMaskHead(nn.Module, ABC):
                 f"PSIS.ROI_FEATURE_DROP is {feature_drop}, but {type(self).__name__} has no shape "
                 "prior to fall back on; set it to 0 or use a mask head with a shape prior."
             )
-        if boundary_weight > 0 and not self.uses_mask_loss:
+        if contour_weight > 0 and not self.uses_mask_loss:
             raise UserError(
-                f"PSIS.BOUNDARY_WEIGHT is {boundary_weight}, but {type(self).__name__} has a mask "
+                f"PSIS.BOUNDARY_WEIGHT is {contour_weight}, but {type(self).__name__} has a mask "
                 "loss of its own, without that of contours; set it to 0."
             )
         self.loss_weight = loss_weight
-        self.boundary_weight = boundary_weight
+        self.contour_weight = contour_weight
         self.weak = weak
         self.regularize = RegionRegularizer(channel_dropout, feature_drop)
 
@@ -140,7 +140,7 @@ class RegionMaskHead(nn.Module, ABC):
         return {
             "channel_dropout": cfg.PSIS.ROI_CHANNEL_DROPOUT,
             "feature_drop": cfg.PSIS.ROI_FEATURE_DROP,
-            "boundary_weight": cfg.PSIS.BOUNDARY_WEIGHT,
+            "contour_weight": cfg.PSIS.BOUNDARY_WEIGHT,
             "weak": weak_losses_of(cfg),
         }
 
@@ -264,9 +264,9 @@ class RegionMaskHead(nn.Module, ABC):
             targets = annotated.mask_targets(logits.shape[-1])
         classes, weights = annotated.classes, annotated.mask_weights
         loss = mask_bce(logits, targets, classes, weights)
-        if self.boundary_weight > 0:
+        if self.contour_weight > 0:
             own = select_class(logits, classes)
-            loss = loss + self.boundary_weight * boundary_bce(own, targets, weights)
+            loss = loss + self.contour_weight * boundary_bce(own, targets, weights)
         return self.loss_weight * loss
 
     def forward(self, context: RegionContext) -> dict[str, Tensor] | list[Instances]:
