@@ -51,6 +51,8 @@ class ShapePriors:
 def mask_in_box(annotation: dict, side: int = SIDE) -> np.ndarray:
     """The part of a mask that lies in its box, at a fixed size.
 
+    A box that is narrower than a pixel is taken for one pixel wide: no mask is finer.
+
     Args:
         annotation: a standard annotation with ``bbox``, ``bbox_mode`` and ``segmentation``.
         side: side of the result in cells.
@@ -60,7 +62,7 @@ def mask_in_box(annotation: dict, side: int = SIDE) -> np.ndarray:
     """
     x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     fine = side * _SAMPLES
-    scale = np.array([fine / (x1 - x0), fine / (y1 - y0)])
+    scale = np.array([fine / max(x1 - x0, 1), fine / max(y1 - y0, 1)])
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         step_x, step_y = 1 / scale

@@ -97,11 +97,12 @@ def get_training_dicts(cfg, add_missing: bool = True) -> list[dict]:
     restrict_masks(dicts, None if cfg.PSIS.ORACLE else seen, images)
     left = count_masks(dicts)
     logger.info(
-        "masks: %d of %d instances keep theirs (%d of %d categories seen%s%s); %d had one",
+        "masks: %d of %d instances keep theirs (%d of %d categories seen%s%s); %d had one%s",
         *(left.with_mask, total.instances, len(seen), len(class_names)),
         ", oracle: masks of unseen ones stay" if cfg.PSIS.ORACLE else "",
         "" if images is None else f", {len(images)} of {len(dicts)} images with masks",
         total.with_mask,
+        f"; {crowds} crowd regions beside them" * bool(crowds),
     )
     if add_missing and cfg.PSIS.MISSING_MASKS != "none":
         # A data set at a time: ids are unique only within one.

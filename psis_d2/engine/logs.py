@@ -1,4 +1,4 @@
-"""Logs that cannot be written end a run with a sentence."""
+"""Logs that cannot be written end a run; messages that are older than the log get into it."""
 
 import contextlib
 import logging
@@ -7,6 +7,49 @@ import threading
 from collections.abc import Iterator
 
 from psis_d2.errors import UserError, as_user_error
+
+# Messages that wait for the log, and the handlers that have had them.
+_waiting: list[logging.LogRecord] = []
+_had: list[logging.Handler] = []
+
+
+class _Keeper(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _waiting.append(record)
+        if record.levelno >= logging.WARNING and not (_had or logging.root.handlers):
+            logging.lastResort.handle(record)  # what Python does with one that nobody takes
+
+
+@contextlib.contextmanager
+def keeping_messages() -> Iterator[None]:
+    """Keep what psis_d2 logs within the block for :func:`write_kept`; print its warnings at once.
+
+    Data is read before there is a log, and then shared: what reading says is said once.
+    """
+    log = logging.getLogger("psis_d2")
+    keeper, level = _Keeper(), log.level
+    _waiting.clear()
+    _had[:] = log.handlers
+    log.addHandler(keeper)
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException:
+        _waiting.clear()
+        raise
+    finally:
+        log.setLevel(level)
+        log.removeHandler(keeper)
+
+
+def write_kept() -> None:
+    """Give the messages that were kept to the handlers that have come since."""
+    for record in _waiting:
+        for handler in logging.getLogger("psis_d2").handlers:
+            if handler not in _had and record.levelno >= handler.level:
+                handler.handle(record)
+    _waiting.clear()
 
 
 @contextlib.contextmanager

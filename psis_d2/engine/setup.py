@@ -13,6 +13,7 @@ from psis_d2.data.checks import check_data
 from psis_d2.data.classes import check_classes, get_model_class_names
 from psis_d2.data.coco import register_coco_json
 from psis_d2.engine.expectations import settle_expectations
+from psis_d2.engine.logs import write_kept
 from psis_d2.engine.model_keys import check_model
 from psis_d2.engine.schedule import scale_to_batch
 from psis_d2.errors import UserError
@@ -244,5 +245,6 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             ) from error
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="psis_d2")
+    write_kept()
     for sentence in told:
         logger.warning(sentence)

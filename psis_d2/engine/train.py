@@ -10,7 +10,7 @@ from psis_d2.engine.checkpoint import remove_leftovers
 from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.launch import is_first, launch
 from psis_d2.engine.lock import locked
-from psis_d2.engine.logs import failing_with_the_disk
+from psis_d2.engine.logs import failing_with_the_disk, keeping_messages
 from psis_d2.engine.setup import (
     build_config,
     choose_gpus,
@@ -79,7 +79,8 @@ def train(
     with SignalGate(), locked(cfg.OUTPUT_DIR if is_first(args.machine_rank) else ""):
         remove_leftovers(cfg.OUTPUT_DIR)
         # once here, not once in every process
-        prepare_data(cfg, training=not args.eval_only)
+        with keeping_messages():
+            prepare_data(cfg, training=not args.eval_only)
         launch(
             run_process,
             num_gpus=args.num_gpus,

@@ -64,6 +64,18 @@ def test_what_lies_outside_of_the_box_is_cut_off():
     assert mask_in_box(whole, 4).min() == 1
 
 
+@pytest.mark.parametrize("kind", ["rle", "polygon"])
+@pytest.mark.parametrize("sides", [(1e-7, 8), (16, 1e-7), (1e-7, 1e-7)])
+def test_a_box_of_hardly_any_width_has_a_shape(kind, sides):
+    """Such boxes have an area, so that reading leaves them in."""
+    mask = np.zeros(SIZE)
+    mask[18:30, 8:28] = 1  # all around the box
+    outline = [[8, 18, 28, 18, 28, 30, 8, 30]]
+    shape = mask_in_box(annotation([10, 20, *sides], rle(mask) if kind == "rle" else outline), 4)
+    assert shape.shape == (4, 4)
+    np.testing.assert_allclose(shape, 1)
+
+
 CATEGORIES = [{"id": i, "name": f"class{i}"} for i in range(1, 4)]
 
 

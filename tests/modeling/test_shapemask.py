@@ -120,6 +120,20 @@ def test_fixed_crop_is_cut_out_of_its_level_without_interpolation():
         torch.testing.assert_close(pooled[row], maps[name][0, :, y : y + side, x : x + side])
 
 
+@pytest.mark.parametrize("crop", ["outer_box", "fixed"])
+def test_a_box_of_hardly_any_width_has_finite_masks_losses_and_gradients(crop):
+    thin = torch.tensor([[20.0, 20, 20, 40], [30, 8, 30, 8], [8, 8, 40, 40]])
+    thin[:2, 2] += 1e-5  # what float32 has of 1e-7 there, or a little more
+    thin[0, 2] = torch.nextafter(thin[0, 0], torch.tensor(99.0))
+    masks = torch.zeros(3, 64, 64, dtype=torch.bool)
+    masks[:, 8:40, 8:40] = True
+    head = head_of(random_priors(1, 3), crop=crop)
+    losses = head.losses(context_of(head, thin, (0, 0, 0), masks))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
 # ---- shape estimation ---------------------------------------------------------------------------
 
 
