@@ -17,7 +17,7 @@ class _Keeper(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         _waiting.append(record)
         if record.levelno >= logging.WARNING and not (_had or logging.root.handlers):
-            logging.lastResort.handle(record)  # what Python does with one that nobody takes
+            print(record.getMessage(), file=sys.stderr)  # as Python does where nobody takes it
 
 
 @contextlib.contextmanager
