@@ -8,9 +8,11 @@ from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
 from psis_d2.inference.predictor import Predictor
 from psis_d2.modeling.context import RegionContext
+from psis_d2.modeling.mask_heads.base import RegionMaskHead
 from psis_d2.visualization import UNSEEN_MARK, heat_map_grid, instance_colors
 
 import numpy as np
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -43,9 +45,14 @@ def keep_heat_maps(predictor: Predictor) -> None:
             return
         head.predict = predict
     name = predictor.cfg.MODEL.META_ARCHITECTURE if head is None else type(head).__name__
+    drawn = [
+        other
+        for other, kind in ROI_MASK_HEAD_REGISTRY
+        if getattr(kind, "heat_maps", RegionMaskHead.heat_maps) is not RegionMaskHead.heat_maps
+    ]
     raise UserError(
-        f"The model has no heat-maps ({name}); leave --heat-maps out, or give one of CPMask, "
-        "OPMask or ShapeProp."
+        f"The model has no heat-maps ({name}); leave --heat-maps out, or give a model whose mask "
+        f"head has some: {', '.join(sorted(drawn))}."
     )
 
 
