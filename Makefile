@@ -9,6 +9,7 @@ VENV_PYTHON := .venv/bin/python
 CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 DEVICE ?= cpu
 ARGS ?=
+WORKERS ?= 2 # processes of the tests; one for a debugger: make test WORKERS=0 ARGS="--pdb"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu faults bench bench-shapes experiments-smoke check-cuda gpu-session docs lint format doctor env build clean distclean
@@ -20,7 +21,7 @@ demo: build ## synthetic data, a light model trained for minutes on CPU or GPU, 
 	@$(VENV_PYTHON) -m psis_d2 demo $(ARGS)
 
 test: build ## the CPU test suite
-	@$(VENV_PYTHON) -m pytest -m "not gpu and not slow and not faults" $(ARGS)
+	@$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not slow and not faults" $(ARGS)
 
 test-slow: build ## the tests that take minutes
 	@$(VENV_PYTHON) -m pytest -m "slow and not gpu and not faults" $(ARGS)

@@ -9,8 +9,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-# The tests' tensors are small: more threads only wait for each other.
-if "OMP_NUM_THREADS" not in os.environ:
+# The tests' tensors are small: more threads only wait for each other, and so do those of several
+# processes of pytest-xdist and of the processes that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+elif "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
