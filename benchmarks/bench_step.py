@@ -1,14 +1,19 @@
 """A training step and inference of whole models, beside Detectron2's Mask R-CNN in the same run.
 
-    python benchmarks/bench_step.py --device cpu --threads 1 --size 160 --save
+    python benchmarks/bench_step.py --device cpu --threads 1 --save
     python benchmarks/bench_step.py --configs shapeprop_R50 --grow classes
 
 A row says how fast a model is, how many times Mask R-CNN's time and floating-point operations it
-takes and by how much the one exceeds the other ("excess": (x time / x GFLOP) - 1), how many ops
-run, how often the host would wait for a GPU (benchmarks/stand_in.py), the memory, and where the
-time goes. A model and Mask R-CNN run by turns, so that whatever slows the machine slows both. On a
-CPU the smallest processor time of a step counts, which other processes hardly touch; on CUDA the
-median by the clock.
+takes and by how much the one exceeds the other ("excess": x time - x GFLOP, so in times of Mask
+R-CNN's step), how many ops run, how often the host would wait for a GPU (benchmarks/stand_in.py),
+the memory, and where time and operations go. Floating-point operations are those of convolutions
+and matrix products, as PyTorch counts them. A model and Mask R-CNN run by turns, so that whatever
+slows the machine slows both. On a CPU the smallest processor time of a step counts, which other
+processes hardly touch; on CUDA the median by the clock.
+
+On a CPU images are small, so an image has an eighth of the configs' numbers of proposals, sampled
+regions and detections: at 192 pixels it has a seventeenth of the cells of one of 800. Mask R-CNN's
+mask head has about as large a share of a step's operations as it has there, 30 %.
 
 Also measured: "loader", making a sample of one image with as many objects, and "evaluation",
 encoding the masks of one image. --save writes the places where the host waits, too.
@@ -34,22 +39,31 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from measure import environment, peak_memory
-from models import PLAIN, inference, make_batch, make_config, training_step
+from models import PLAIN, inference, make_batch, make_config, settle, training_step
 from parts import profile_step
 from PIL import Image
 from stand_in import StandInDevice
 from torch.utils.flop_counter import FlopCounterMode
 
-METHODS = ("maskrcnn_agnostic", "shapeprop", "teacher_student", "maskx", "opmask")
-METHODS += ("cpmask_faster", "cpmask", "shapemask", "hourglass", "condinst", "boxinst")
-SIZES = {"cpu": 160, "cuda": 800}  # shorter side of the images
+METHODS = ("maskrcnn_agnostic", "maskrcnn_agnostic_mlp", "maskx", "shapeprop", "teacher_student")
+METHODS += ("opmask", "opmask_teacher_student", "contrastmask", "hourglass", "cpmask_faster")
+METHODS += ("boxlosses", "points", "psis")  # the last with two stages
+METHODS += ("retinamask", "shapeprop_retinamask", "shapemask", "cpmask")
+METHODS += ("condinst", "boxinst", "boxinst_mixed", "boxinst_teacher_student")
+SIZES = {"cpu": 192, "cuda": 800}  # shorter side of the images
 GROWTH = {
     "images": (1, 2, 4),
     "objects": (1, 10, 100, 500),
     "classes": (80, 1203, 3000),
     "size": (1.0, 1.5, 2.0),  # times --size
 }
-LEAST_ROUNDS = {"cpu": 2, "cuda": 10}
+SHARES = {"cpu": 1 / 8, "cuda": 1.0}  # of the regions that an image has
+LEAST_ROUNDS = {"cpu": 3, "cuda": 10}
+FLOP_PARTS = {
+    "backbone": ["backbone"],
+    "proposals": ["proposal_generator"],
+    "box head": ["roi_heads.box_head", "roi_heads.box_predictor"],
+}
 PARTS = ("backbone", "proposals", "sampling", "pooling", "box head", "head", "targets")
 PARTS += ("post-processing", "optimizer", "input", "other")
 
@@ -64,6 +78,7 @@ class Point:
         images: a batch.
         objects: an image.
         classes: 0 for the config's.
+        share: see :func:`models.make_config`.
         variant: "fp32", "amp" (bfloat16) or "amp channels_last".
     """
 
@@ -72,11 +87,12 @@ class Point:
     images: int
     objects: int
     classes: int
+    share: float = 1.0
     variant: str = "fp32"
 
     def columns(self) -> dict[str, str]:
         """Of a table."""
-        fields = ("size", "images", "objects", "classes", "variant")
+        fields = ("size", "images", "objects", "classes", "share", "variant")
         return {name: str(getattr(self, name)) for name in fields}
 
 
@@ -86,8 +102,9 @@ class Subject:
     def __init__(self, name: str, point: Point, scratch: Path):
         torch.manual_seed(0)
         self.name, self.point = name, point
-        cfg = make_config(name, point.device, scratch, point.classes)
+        cfg = make_config(name, point.device, scratch, point.classes, point.share)
         self.cfg, self.model = cfg, build_model(cfg)
+        settle(self.model)
         if "channels_last" in point.variant or point.device == "cpu":  # on a CPU as in training
             self.model = self.model.to(memory_format=torch.channels_last)
         self.batch = make_batch(
@@ -112,11 +129,19 @@ class Subject:
                 copy.steps[mode]()
         return device.places()
 
-    def flops(self, mode: str) -> float:
-        """Of a step; convolutions and matrix products, as PyTorch counts them."""
+    def flops(self, mode: str) -> dict[str, float]:
+        """Of a step, by part: "all", "backbone", "proposals", "box head", "head"."""
         with FlopCounterMode(display=False) as counter:
             self.steps[mode]()
-        return float(counter.get_total_flops())
+        found = {"all": float(counter.get_total_flops())}
+        by_module, name = counter.get_flop_counts(), type(self.model).__name__
+        for part, modules in FLOP_PARTS.items():
+            roots = tuple(f"{name}.{module}" for module in modules)
+            of_part = {k for k in by_module if k.startswith(roots)}
+            # A module's operations are its children's, too.
+            largest = [k for k in of_part if k.rpartition(".")[0] not in of_part]
+            found[part] = float(sum(sum(by_module[k].values()) for k in largest))
+        return found | {"head": found["all"] - sum(found[part] for part in FLOP_PARTS)}
 
 
 def forward_and_backward(model: torch.nn.Module, batch: list[dict]) -> None:
@@ -149,9 +174,7 @@ def seconds_of(step: Callable[[], object], device: str) -> float:
 
 
 def by_turns(functions: list[Callable[[], object]], device: str, seconds: float) -> list[float]:
-    """Seconds of each function, measured by turns for at least so long."""
-    for function in functions:
-        function()
+    """Seconds of each function, measured by turns for at least so long; all have run before."""
     times: list[list[float]] = [[] for _ in functions]
     while len(times[0]) < LEAST_ROUNDS[device] or sum(map(sum, times)) < seconds:
         for function, found in zip(functions, times, strict=True):
@@ -166,11 +189,13 @@ def measure_mode(
     device, images = subject.point.device, subject.point.images
     step = subject.steps[mode]
     functions = [step] if rival is None else [step, rival.steps[mode]]
+    by_part = subject.flops(mode)
     own, *other = by_turns(functions, device, seconds)
     other = other[0] if other else own
-    work = subject.flops(mode)
+    work = by_part["all"]
     flops.setdefault(mode, work)  # Mask R-CNN is the first
     profile = profile_step(subject.model, step, device)
+    peak = peak_memory(step, device) if device == "cuda" else profile.peak
     total = sum(profile.milliseconds.values())
     row = {"model": subject.name, "mode": mode, **subject.point.columns()}
     row["images/s"] = f"{images / own:.3g}"
@@ -178,16 +203,17 @@ def measure_mode(
     row["x time"] = f"{own / other:.2f}"
     row["GFLOP"] = f"{work / 1e9:.1f}"
     row["x GFLOP"] = f"{work / flops[mode]:.2f}"
-    row["excess"] = f"{own / other / (work / flops[mode]) - 1:+.0%}"
+    row["excess"] = f"{own / other - work / flops[mode]:+.2f}"
     row["ops"] = str(profile.ops)
     row["waits"] = ""
-    row["MB"] = f"{peak_memory(step, device) / 1e6:.0f}"
+    row["MB"] = f"{peak / 1e6:.0f}"
     row["ms"] = f"{1e3 * own:.1f}"
     shares = {part: t / total * 1e3 * own for part, t in profile.milliseconds.items()}
     for part in PARTS:
         within = sum(t for name, t in shares.items() if name == part or name.startswith(part + ":"))
         row[f"ms {part}"] = f"{within:.1f}"
     layers = {name: t for name, t in shares.items() if name.startswith("head")}
+    row |= {f"GFLOP {part}": f"{by_part[part] / 1e9:.1f}" for part in (*FLOP_PARTS, "head")}
     row["ms of the head"] = "; ".join(
         f"{n.partition(': ')[2] or 'rest'} {t:.1f}" for n, t in layers.items()
     )
@@ -212,6 +238,7 @@ def loader_seconds(subject: Subject) -> float:
     short = min(sample["height"], sample["width"])
     resize = T.ResizeShortestEdge(short * 3 // 4, 4 * short)
     mapper = PartialMaskMapper(True, augmentations=[resize, T.RandomFlip()], image_format="BGR")
+    mapper(record)
     return by_turns([lambda: mapper(record)], "cpu", 0.1)[0]
 
 
@@ -251,7 +278,8 @@ def bench(
 def points_of(args: argparse.Namespace) -> list[Point]:
     """The points that the arguments ask for."""
     size = args.size or SIZES[args.device]
-    first = Point(args.device, size, args.images, args.objects, args.classes)
+    share = args.share or SHARES[args.device]
+    first = Point(args.device, size, args.images, args.objects, args.classes, share)
     if args.grow == "size":
         return [replace(first, size=int(size * times)) for times in GROWTH["size"]]
     if args.grow:
@@ -267,6 +295,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1, help="a batch")
     parser.add_argument("--objects", type=int, default=8, help="an image")
     parser.add_argument("--classes", type=int, default=0, help="0: those of the configs")
+    parser.add_argument("--share", type=float, help="of the configs' numbers of regions")
     parser.add_argument("--grow", choices=list(GROWTH), help="several values of one of these")
     parser.add_argument("--configs", nargs="+", help="names in configs/ without .yaml")
     parser.add_argument("--modes", nargs="+", choices=["train", "test"], default=["train", "test"])

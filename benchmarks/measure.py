@@ -201,7 +201,12 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    allocations = [e for e in trace(function, device) if e.get("name") == "[memory]"]
+    return peak_of(trace(function, device))
+
+
+def peak_of(events: list[dict]) -> int:
+    """Bytes that were allocated at most at once in the events of :func:`trace` on a CPU."""
+    allocations = [e for e in events if e.get("name") == "[memory]"]
     now = peak = 0
     for event in sorted(allocations, key=lambda event: event["ts"]):
         now += event["args"]["Bytes"]

@@ -1,9 +1,12 @@
 """Whole models for benchmarks: Detectron2's Mask R-CNN and every method, batches, steps.
 
-Random weights, random images with rectangles as objects, of which every other has a mask. Training
-is a step of SGD that hardly moves; inference takes the 100 best boxes, whatever their score.
+Random weights, random images with rectangles as objects, of which every other has a mask. The last
+layers of detectors are set so that proposals are anchors: there are as many, and as many overlap an
+object, as in the middle of a training. Training is a step of SGD that hardly moves; inference takes
+the best boxes, whatever their score.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from psis_d2.data.shape_priors import (
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from measure import ROOT
@@ -31,9 +36,17 @@ DETECTRON2_HEADS += ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False]
 DETECTRON2_HEADS += ["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"]
 ANY_SCORE = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "PSIS.FCOS.SCORE_THRESH_TEST", 0.0]
 ANY_SCORE += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
+# What an image has so many of; and how many FCOS's sides are of a location's stride.
+NUMBERS = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "TEST.DETECTIONS_PER_IMAGE")
+NUMBERS += ("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST")
+NUMBERS += ("PSIS.FCOS.POST_NMS_TOPK_TRAIN", "PSIS.RETINANET.DETECTIONS_PER_IMAGE_TRAIN")
+NUMBERS += ("PSIS.CONDINST.LOCATIONS_PER_IMAGE",)
+FCOS_SIDES = 4.0
 
 
-def make_config(name: str, device: str, scratch: Path, classes: int = 0) -> CfgNode:
+def make_config(
+    name: str, device: str, scratch: Path, classes: int = 0, share: float = 1.0
+) -> CfgNode:
     """A method's config for `device`; PLAIN is the base config with Detectron2's heads.
 
     Args:
@@ -41,6 +54,7 @@ def make_config(name: str, device: str, scratch: Path, classes: int = 0) -> CfgN
         device: "cpu" or "cuda".
         scratch: a folder for what the config needs in files.
         classes: number of classes, 0 for the config's.
+        share: of the config's numbers of proposals, sampled regions and detections of an image.
     """
     cfg = get_cfg()
     add_psis_config(cfg)
@@ -48,11 +62,39 @@ def make_config(name: str, device: str, scratch: Path, classes: int = 0) -> CfgN
     cfg.merge_from_file(str(CONFIGS / f"{base}.yaml"))
     cfg.merge_from_list(["MODEL.DEVICE", device, *ANY_SCORE])
     cfg.merge_from_list(DETECTRON2_HEADS if name == PLAIN else [])
+    for key in NUMBERS:
+        *path, last = key.split(".")
+        node = cfg
+        for part in path:
+            node = node[part]
+        if last in node:
+            node[last] = math.ceil(share * node[last])
     if classes:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
     if cfg.MODEL.ROI_MASK_HEAD.NAME == "ShapeMaskHead":
         cfg.PSIS.SHAPEMASK.PRIORS = write_random_priors(cfg, scratch)
     return cfg
+
+
+@torch.no_grad()
+def settle(model: torch.nn.Module) -> None:
+    """Give random weights of a detector the numbers of trained ones, in place.
+
+    Residual blocks add little, so that features do not grow from block to block, and predicted
+    boxes are anchors.
+    """
+    for module in model.backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(1.0)
+    for block in model.backbone.modules():
+        if isinstance(block, BottleneckBlock) and isinstance(block.conv3.norm, FrozenBatchNorm2d):
+            block.conv3.norm.weight.fill_(0.2)
+    fcos = type(model.proposal_generator).__name__ == "FCOS"
+    for name, parameter in model.named_parameters():
+        layer = name.rpartition(".")[0].rpartition(".")[2]
+        if layer in ("anchor_deltas", "bbox_pred") and "mask_head" not in name:
+            sides = fcos and name.endswith("bias")
+            parameter.fill_(FCOS_SIDES if sides else 0.0)
 
 
 def write_random_priors(cfg: CfgNode, folder: Path) -> str:
@@ -95,6 +137,12 @@ def make_batch(
         instances.gt_masks = BitMasks(masks if plain else masks & has_mask[:, None, None])
         if not plain:
             instances.gt_has_mask = has_mask
+            # Ten points an object, which only PSIS.POINTS reads.
+            places = torch.rand(objects, 10, 2, generator=generator)
+            instances.gt_points = (
+                boxes[:, None, :2] + places * (boxes[:, 2:] - boxes[:, :2])[:, None]
+            )
+            instances.gt_point_labels = (places.sum(dim=2) < 1).long()
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         batch.append(
             {"image": image, "height": height, "width": width, "image_id": index}

@@ -8,14 +8,14 @@ import bisect
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 from psis_d2.modeling.context import RegionContext
 
 import torch
 from detectron2.structures import BitMasks
-from measure import trace
+from measure import peak_of, trace
 from torch import nn
 from torch.profiler import record_function
 
@@ -38,10 +38,12 @@ class Profile:
     Attributes:
         milliseconds: by part; the largest first.
         ops: how many ops ran that no other op called.
+        peak: bytes allocated at most at once, over what was there before; 0 on CUDA.
     """
 
     milliseconds: dict[str, float]
     ops: int
+    peak: int = 0
 
 
 def parts_of(model: nn.Module) -> dict[tuple[object, str], str]:
@@ -101,7 +103,9 @@ def marked(model: nn.Module) -> Iterator[None]:
 def profile_step(model: nn.Module, step: Callable[[], object], device: str) -> Profile:
     """Runs a step in a profile."""
     with marked(model):
-        return split(trace(step, device), device)
+        events = trace(step, device)
+    found = split(events, device)
+    return found if device == "cuda" else replace(found, peak=peak_of(events))
 
 
 def split(events: list[dict], device: str) -> Profile:

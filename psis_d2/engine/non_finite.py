@@ -31,8 +31,10 @@ class FiniteLosses:
     """
 
     def _write_metrics(self, loss_dict, *args, **kwargs):
-        total = sum(loss.detach() for loss in loss_dict.values())
-        if not math.isfinite(float(total)):
+        # Detectron2 would wait for the GPU once for each loss.
+        values = torch.stack([loss.detach().float() for loss in loss_dict.values()]).cpu()
+        loss_dict = dict(zip(loss_dict, values, strict=True))
+        if not math.isfinite(float(values.sum())):
             raise NonFiniteLoss({name: float(loss) for name, loss in loss_dict.items()})
         super()._write_metrics(loss_dict, *args, **kwargs)
 

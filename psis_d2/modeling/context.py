@@ -175,9 +175,9 @@ class RegionContext:
         """The context of some of the regions; what is not a region's own stays as it is.
 
         Args:
-            keep: bool [R].
+            keep: bool [R]; on a GPU it is waited for.
         """
-        return self._take(rows_where(keep.split(self._sizes))[0])
+        return self._take(rows_where(keep.split(self._sizes), device=self.features.device)[0])
 
     def _take(self, rows: list[Tensor]) -> "RegionContext":
         """The context of the regions that are these rows of their images."""

@@ -11,11 +11,13 @@ from detectron2.layers import cat
 from torch import Tensor
 
 
-def rows_where(*flags: Sequence[Tensor]) -> list[list[Tensor]]:
+def rows_where(*flags: Sequence[Tensor], device: torch.device | None = None) -> list[list[Tensor]]:
     """Which rows are true, of any number of lists of masks; the host waits once.
 
     Args:
-        *flags: each a list with a bool [N] for every image; all on one device.
+        *flags: each a list with a bool [N] for every image; all on one device. The host waits for
+            none that it has itself.
+        device: of the result, that of `flags` by default.
 
     Returns:
         For each list a list of int64 [n], increasing.
@@ -26,7 +28,7 @@ def rows_where(*flags: Sequence[Tensor]) -> list[list[Tensor]]:
     on_host = cat(joined).cpu().split([len(x) for x in joined])
     rows = [x.nonzero()[:, 0] for x in on_host]
     # Nothing waits for a copy to the device.
-    moved = cat(rows).to(joined[0].device, non_blocking=True)
+    moved = cat(rows).to(device or joined[0].device, non_blocking=True)
     parts = iter(moved.split([len(x) for x in rows]))
     return [[next(parts) for _ in of_images] for of_images in flags]
 

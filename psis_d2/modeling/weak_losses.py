@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from psis_d2.errors import check_choice
 from psis_d2.modeling.box_supervision import (
     box_cells,
     cell_indicators,
+    check_format,
     directions,
+    lab_colors,
     pair_windows,
     pairwise_loss,
     projection_loss,
@@ -26,8 +27,6 @@ import torch.nn.functional as F
 from detectron2.layers import cat
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
-
-FORMATS = ("BGR", "RGB")
 
 
 class WeakLoss(ABC):
@@ -77,40 +76,12 @@ def weak_losses_of(cfg) -> tuple[WeakLoss, ...]:
 # ------------------------------------------------------------------------------ boxes
 
 
-def lab_colors(colors: Tensor, image_format: str) -> Tensor:
-    """Colors in CIE L*a*b* (D65), as :func:`~psis_d2.modeling.box_supervision.lab_image` has them.
-
-    Args:
-        colors: float [N, 3, ...] in [0, 1], sRGB.
-        image_format: "BGR" or "RGB".
-
-    Returns:
-        float of the same shape.
-    """
-    check_choice("INPUT.FORMAT", image_format, FORMATS)
-    if image_format == "BGR":
-        colors = colors.flip(1)
-    linear = torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    # ITU-R BT.709 primaries, divided by the white point.
-    matrix = colors.new_tensor(
-        [
-            [0.412453 / 0.950456, 0.357580 / 0.950456, 0.180423 / 0.950456],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334 / 1.088754, 0.119193 / 1.088754, 0.950227 / 1.088754],
-        ]
-    )
-    xyz = torch.einsum("cd,nd...->nc...", matrix, linear)
-    root = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    x, y, z = root.unbind(dim=1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
-
-
 def similar_cells(colors: Tensor, valid: Tensor, dilation: int, threshold: float) -> Tensor:
     """Which neighbors in regions have like colors, see
     :func:`~psis_d2.modeling.box_supervision.similar_neighbors`.
 
     Args:
-        colors: float [R, 3, M, M] of :func:`lab_colors`.
+        colors: float [R, 3, M, M] of :func:`~psis_d2.modeling.box_supervision.lab_colors`.
         valid: bool [R, M, M], the cells that take part.
         dilation: distance of neighbors in cells.
         threshold: of the similarity exp(-distance / 2).
@@ -178,7 +149,7 @@ class BoxLosses(WeakLoss):
         threshold: float = 0.3,
         warmup: int = 0,
     ):
-        check_choice("INPUT.FORMAT", image_format, FORMATS)
+        check_format(image_format)
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
         self.image_format = image_format
@@ -214,13 +185,16 @@ class BoxLosses(WeakLoss):
     def similar(self, context: RegionContext, size: int) -> Tensor:
         """Which cells of R regions belong together with which neighbors, bool [R, D, M, M]."""
         crops = context.image_crops(size)
-        mean, std = (crops.new_tensor(x).view(-1, 1, 1) for x in (self.pixel_mean, self.pixel_std))
-        colors = lab_colors(((crops * std + mean) / 255).clamp(0, 1), self.image_format)
+        # Numbers, not tensors: a GPU would wait for a copy of them.
+        channels = zip(crops.unbind(dim=1), self.pixel_std, self.pixel_mean, strict=True)
+        crops = torch.stack([x * std + mean for x, std, mean in channels], dim=1)
+        colors = lab_colors((crops / 255).clamp(0, 1), self.image_format)
         frames = cat([x.tensor for x in context.frames])
-        images = [
-            frames.new_tensor([0, 0, x.image_size[1], x.image_size[0]]).expand(len(x), 4)
-            for x in context.regions
-        ]
+        images = []
+        for regions in context.regions:
+            height, width = regions.image_size
+            sides = [frames.new_full((len(regions),), float(x)) for x in (0, 0, width, height)]
+            images.append(torch.stack(sides, dim=1))
         valid = cells_in_boxes(torch.cat(images), frames, size)
         return similar_cells(colors, valid, self.dilation, self.threshold)
 

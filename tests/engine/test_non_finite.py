@@ -14,6 +14,7 @@ import train_net
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
+from benchmarks.stand_in import DEVICE, StandInDevice
 from tiny_data import command_line, write_tiny_data
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -89,6 +90,19 @@ def test_finite_losses_pass():
         SimpleTrainer.write_metrics = staticmethod(original)
     assert len(written) == 1
     assert error.value.losses == {"a": 1.0, "b": float("inf")}
+
+
+def test_losses_are_waited_for_once(monkeypatch):
+    trainer = object.__new__(type("Loop", (FiniteLosses, SimpleTrainer), {}))
+
+    def written(losses, *_):
+        assert {name: loss.item() for name, loss in losses.items()} == {"a": 1.0, "b": 2.0}
+
+    monkeypatch.setattr(SimpleTrainer, "write_metrics", staticmethod(written))
+    with StandInDevice() as device:
+        losses = {"a": torch.ones((), device=DEVICE), "b": torch.full((), 2.0, device=DEVICE)}
+        trainer._write_metrics(losses, 0.1)
+        assert device.total == 1, device.places()
 
 
 def test_a_sample_is_plain(tmp_path):

@@ -8,6 +8,7 @@ from psis_d2.modeling.box_supervision import (
     box_cells,
     cell_indicators,
     directions,
+    lab_colors,
     lab_image,
     pairwise_loss,
     projection_loss,
@@ -128,6 +129,18 @@ def test_lab_of_known_colors():
         image = torch.tensor(rgb, dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4)
         for order, name in ((image, "RGB"), (image.flip(0), "BGR")):
             assert lab_image(order, name, 4).flatten().tolist() == pytest.approx(lab, abs=0.1)
+
+
+def test_colors_are_those_of_opencv():
+    cv2 = pytest.importorskip("cv2")
+    image = torch.rand(8, 9, 3, generator=torch.Generator().manual_seed(0))
+    image[:2, :2] = torch.tensor([0, 0.008, 1])  # both parts of the curves
+    for image_format in ("BGR", "RGB"):
+        code = getattr(cv2, f"COLOR_{image_format}2Lab")
+        expected = torch.from_numpy(cv2.cvtColor(image.numpy(), code)).permute(2, 0, 1)
+        found = lab_colors(image.permute(2, 0, 1)[None], image_format)[0]
+        # OpenCV interpolates in a coarse table of colors.
+        torch.testing.assert_close(found, expected, atol=0.4, rtol=0)
 
 
 def test_cells_of_an_image_are_averaged_also_at_the_edge():

@@ -4,13 +4,12 @@ import math
 
 import psis_d2  # noqa: F401
 from psis_d2.errors import UserError
-from psis_d2.modeling.box_supervision import directions, lab_image
+from psis_d2.modeling.box_supervision import directions
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.weak_losses import (
     BoxLosses,
     PointLoss,
     cells_of_boxes,
-    lab_colors,
     points_of,
     similar_cells,
 )
@@ -60,23 +59,6 @@ def context_of(boxes, frames, image=None, points=None, labels=None, size=(32, 32
 
 
 # ------------------------------------------------------------------------------ boxes
-
-
-def test_colors_are_those_of_opencv():
-    image = torch.randint(0, 256, (3, 8, 9), generator=torch.Generator().manual_seed(0)).byte()
-    image[:, :2, :2] = torch.tensor([0, 2, 255]).byte().view(3, 1, 1)  # both parts of the curves
-    for image_format in ("BGR", "RGB"):
-        expected = lab_image(image, image_format, 1)
-        found = lab_colors(image[None].float() / 255, image_format)[0]
-        # OpenCV interpolates in a coarse table of colors.
-        torch.testing.assert_close(found, expected, atol=0.4, rtol=0)
-
-
-def test_known_colors():
-    colors = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]])
-    known = torch.tensor([[100.0, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]])
-    torch.testing.assert_close(lab_colors(colors, "RGB"), known, atol=0.05, rtol=0)
-    torch.testing.assert_close(lab_colors(colors.flip(1), "BGR"), known, atol=0.05, rtol=0)
 
 
 def test_cells_of_boxes_by_hand():

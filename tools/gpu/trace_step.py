@@ -17,7 +17,7 @@ import psis_d2.modeling  # noqa: E402, F401  (before detectron2)
 
 import torch  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from models import make_batch, make_config, training_step  # noqa: E402
+from models import make_batch, make_config, settle, training_step  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         cfg = make_config(args.config, args.device, Path(scratch))
         model = build_model(cfg)
+    settle(model)
     step = training_step(model, make_batch(args.images, args.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES))
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if args.device == "cuda" else []

@@ -108,7 +108,10 @@ class Controller(nn.Module):
             maps: float [B, D, H, W] of each level.
             images, locations: see :class:`Queries`.
         """
-        patches = gather_patches(maps, images, locations)
+        return self.of_patches(gather_patches(maps, images, locations))
+
+    def of_patches(self, patches: Tensor) -> Tensor:
+        """The same, float [n, P], of patches that were gathered, float [n, D, 3, 3]."""
         return F.linear(patches.flatten(1), self.conv.weight.flatten(1), self.conv.bias).float()
 
 
@@ -162,7 +165,9 @@ def dynamic_logits(
     if len(features) == 1:  # nothing to count: no look at the values, which a tracer would freeze
         counts = [len(queries)]
     else:
-        counts = torch.bincount(queries.images, minlength=len(features)).tolist()
+        # Not bincount, for which a GPU is waited for three times.
+        index = torch.arange(len(features), device=queries.images.device)
+        counts = (queries.images == index[:, None]).sum(dim=1).tolist()
     of_features = torch.cat(
         [
             (part.flatten(0, 1) @ image.flatten(1)).view(len(part), out, height, width)

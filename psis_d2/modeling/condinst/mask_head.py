@@ -19,6 +19,7 @@ from psis_d2.modeling.condinst.dynamic_filters import (
     DynamicLayers,
     Queries,
     dynamic_logits,
+    gather_patches,
 )
 from psis_d2.modeling.condinst.mask_branch import MaskBranch
 from psis_d2.modeling.condinst.monitor import BoxMaskMonitor
@@ -274,10 +275,9 @@ class DynamicMaskHead(nn.Module):
             return {name: zero_loss(self) for name in names}
         iteration = get_event_storage().iter
         features = self.branch(maps).float()
-        filters = self.controller(tower, queries.images, queries.locations)
-        student = None
-        if self.student is not None:
-            student = self.student(tower, queries.images, queries.locations)
+        patches = gather_patches(tower, queries.images, queries.locations)
+        filters = self.controller.of_patches(patches)
+        student = None if self.student is None else self.student.of_patches(patches)
 
         sums = defaultdict(float)
         parts = self._parts(len(queries))
@@ -299,22 +299,23 @@ class DynamicMaskHead(nn.Module):
             for name, value in partial.items():
                 sums[name] = sums[name] + value
 
-        if sums["with_box"]:
-            share = sums["pairs"] / (8 * sums["cells"])
-            self.monitor.update(share.item(), (sums["fill"] / sums["with_box"]).item())
-        if sums["with_pseudo"]:
+        known = _on_host(sums)
+        if known["with_box"]:
+            share = known["pairs"] / (8 * known["cells"])
+            self.monitor.update(share, known["fill"] / known["with_box"])
+        if known["with_pseudo"]:
             get_event_storage().put_scalar(
-                "pseudo_masks/foreground", (sums["pseudo"] / sums["with_pseudo"]).item()
+                "pseudo_masks/foreground", known["pseudo"] / known["with_pseudo"]
             )
         growth = min((iteration + 1) / max(self.pairwise_warmup, 1), 1.0)
         losses = {
-            "loss_mask": (self.teacher_weight * sums["mask"], sums["with_mask"]),
-            "loss_projection": (self.teacher_weight * sums["projection"], sums["with_box"]),
-            "loss_pairwise": (self.teacher_weight * growth * sums["pairwise"], sums["pairs"]),
-            "loss_student": (self.student_weight * sums["student"], sums["with_student"]),
+            "loss_mask": (self.teacher_weight * sums["mask"], "with_mask"),
+            "loss_projection": (self.teacher_weight * sums["projection"], "with_box"),
+            "loss_pairwise": (self.teacher_weight * growth * sums["pairwise"], "pairs"),
+            "loss_student": (self.student_weight * sums["student"], "with_student"),
         }
         return {
-            name: total / count if count else zero_loss(self)
+            name: total / sums[count] if known[count] else zero_loss(self)
             for name, (total, count) in losses.items()
             if name in names
         }
@@ -428,6 +429,13 @@ class DynamicMaskHead(nn.Module):
             teacher = paste_into_boxes(sharpened, targets.cells, teacher)
         seen = targets.seen[queries.images]
         return self.pseudo_masks(teacher, student, inside, seen), inside
+
+
+def _on_host(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Counts, and what is logged, as numbers, 0 for what there is none of; the host waits once."""
+    names = [name for name in sums if name not in ("mask", "projection", "pairwise", "student")]
+    values = torch.stack([sums[name].detach().double() for name in names]).tolist()
+    return defaultdict(float, zip(names, values, strict=True))
 
 
 def _student_arguments(cfg, layers: DynamicLayers) -> dict:

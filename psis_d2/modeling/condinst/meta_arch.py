@@ -287,7 +287,6 @@ class CondInst(nn.Module):
         similar, colors = None, None
         if head.uses_boxes:
             similar = torch.stack([self._similar(item, size) for item in batched_inputs])
-            similar = similar.to(self.device)
         if head.uses_colors:
             boxes = stride * edges_of(cells)
             of_image = [Boxes(boxes[queries.images == index]) for index in range(len(targets))]
@@ -305,7 +304,7 @@ class CondInst(nn.Module):
 
     def _similar(self, item: dict, size: tuple[int, int]) -> Tensor:
         stride = self.mask_head.mask_stride
-        image = item["image"].cpu()
+        image = item["image"].to(self.device, non_blocking=True)
         height = image.shape[1]
         removed = int(self.bottom_pixels * height / item.get("height", height))
         # Rows of cells whose center is above what is removed.

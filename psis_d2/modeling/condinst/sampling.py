@@ -21,10 +21,11 @@ def best_of_each(objects: Tensor, quality: Tensor, per_image: int) -> Tensor:
     # By object, the best first within an object.
     rows = rows[quality[rows].argsort(descending=True, stable=True)]
     rows = rows[objects[rows].argsort(stable=True)]
-    _, counts = objects[rows].unique_consecutive(return_counts=True)
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    rank = torch.arange(len(rows), device=rows.device) - first
-    return rows[rank < max(per_image // len(counts), 1)].sort().values
+    own = objects[rows]
+    places = torch.arange(len(rows), device=rows.device)
+    rank = places - torch.searchsorted(own, own)  # the first place of an object is its best row's
+    number = (rank == 0).sum()  # of objects, which a GPU need not tell the host
+    return rows[rank < (per_image // number).clamp(min=1)].sort().values
 
 
 def sample_locations(

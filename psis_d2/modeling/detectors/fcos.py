@@ -302,8 +302,9 @@ class FCOS(DenseDetector):
     def locations(self, anchors: list[Boxes]) -> Locations:
         """The locations whose cells are `anchors`."""
         cells = cat([x.tensor for x in anchors])
+        # Filled, not copied from the host, which a GPU would wait for level by level.
         ranges = [
-            x.tensor.new_tensor(bounds).expand(len(x), 2)
+            torch.stack([x.tensor.new_full((len(x),), float(bound)) for bound in bounds], dim=1)
             for x, bounds in zip(anchors, self.level_ranges, strict=True)
         ]
         centers = (cells[:, :2] + cells[:, 2:]) / 2

@@ -12,6 +12,7 @@ from psis_d2.errors import UserError
 from psis_d2.modeling.context import RegionContext
 from psis_d2.modeling.framed_masks import FramedMasks
 from psis_d2.modeling.losses import boundary_bce, mask_bce, select_class, zero_loss
+from psis_d2.modeling.rows import rows_where
 from psis_d2.modeling.weak_losses import WeakLoss, weak_losses_of
 
 import torch
@@ -185,6 +186,11 @@ class RegionMaskHead(nn.Module, ABC):
         there is one for each of the K classes.
         """
 
+    def predict_all(self, context: RegionContext) -> Tensor:
+        """Mask logits of every class, float [R, K, M, M]; of a head that predicts those of one
+        class a region, by whatever it has them from, [R, 1, M, M]."""
+        return self.predict(context)
+
     def heat_maps(self, context: RegionContext) -> dict[str, Tensor]:
         """What the head saw on its way to the masks, for pictures; nothing by default.
 
@@ -218,7 +224,7 @@ class RegionMaskHead(nn.Module, ABC):
             return {}
         losses = {name: zero_loss(self) for loss in self.weak for name in loss.names}
         others = context.maskless
-        wanted = torch.stack([loss.wants(others) for loss in self.weak])
+        wanted = torch.stack([loss.wants(others) for loss in self.weak]).cpu()  # one wait for all
         some = wanted.any(dim=0)
         others = others.select(some)
         if len(others) == 0:
@@ -227,7 +233,8 @@ class RegionMaskHead(nn.Module, ABC):
         logits = select_class(self.predict(others), others.classes).float()
         for loss, keep in zip(self.weak, wanted[:, some], strict=True):
             if keep.any():
-                losses |= loss(others.select(keep), logits[keep])
+                ((rows,),) = rows_where([keep], device=logits.device)
+                losses |= loss(others.select(keep), logits[rows])
         return losses
 
     def take_part(self, context: RegionContext) -> Tensor | float:

@@ -3,6 +3,7 @@
 from psis_d2.modeling.norms import region_norm
 
 import fvcore.nn.weight_init as weight_init
+import torch
 from detectron2.layers import Conv2d, ConvTranspose2d, get_norm
 from torch import Tensor, nn
 
@@ -87,6 +88,24 @@ class UpsamplePredictor(nn.Sequential):
         for layer in list(self)[:-1]:
             x = layer(x)
         return x
+
+    def own(self, upsampled: Tensor, classes: Tensor) -> Tensor:
+        """Logits of each region's own class alone.
+
+        The predictor's rows of these classes meet the maps. The logits of all classes, and their
+        gradient, are gigabytes where there are thousands.
+
+        Args:
+            upsampled: float [R, dim, 2P, 2P], of :meth:`upsample`.
+            classes: int64 [R].
+
+        Returns:
+            float [R, 1, 2P, 2P].
+        """
+        predictor = self[-1]
+        weight = predictor.weight.flatten(1)[classes]
+        logits = torch.einsum("rc,rchw->rhw", weight, upsampled)
+        return (logits + predictor.bias[classes, None, None])[:, None]
 
 
 class MaskMLP(nn.Module):

@@ -81,9 +81,20 @@ class FCNMaskHead(RegionMaskHead):
         }
 
     def predict(self, context: RegionContext) -> Tensor:
-        """Mask logits [R, num_outputs, 2^U P, 2^U P]."""
+        """Mask logits of each region's class, [R, 1, 2^U P, 2^U P]."""
+        x = self._upsampled(context)
+        if self.reads_classes:
+            logits = self.predictor.own(x, context.classes)
+        else:
+            logits = self.predictor[-1](x)
+        return logits if self.mlp is None else logits + self.mlp(x)
+
+    def predict_all(self, context: RegionContext) -> Tensor:
+        """Mask logits of every class, [R, num_outputs, 2^U P, 2^U P]."""
+        x = self._upsampled(context)
+        logits = self.predictor[-1](x)
+        return logits if self.mlp is None else logits + self.mlp(x)
+
+    def _upsampled(self, context: RegionContext) -> Tensor:
         x = self.upsample(self.trunk(self.regularize(context.features)))
-        if self.mlp is None:
-            return self.predictor(x)
-        x = self.predictor.upsample(x)
-        return self.predictor[-1](x) + self.mlp(x)
+        return self.predictor.upsample(x)

@@ -261,7 +261,8 @@ class TeacherStudentMaskHead(RegionMaskHead):
         loss = zero_loss(self.student)
         if len(context) == 0:
             return loss + self.student.take_part(context)
-        logits = self.student.predict(context)
+        every = self.channels == "all"
+        logits = (self.student.predict_all if every else self.student.predict)(context)
         if self.channels == "all" and logits.shape[1] != self.num_classes:
             raise UserError(
                 f"PSIS.TEACHER_STUDENT.STUDENT_CHANNELS all needs a mask of every class, and "
