@@ -57,6 +57,7 @@ GROWTH = {
     "classes": (80, 1203, 3000),
     "size": (1.0, 1.5, 2.0),  # times --size
 }
+VARIANTS = ["fp32", "amp", "amp channels_last", "compiled"]
 SHARES = {"cpu": 1 / 8, "cuda": 1.0}  # of the regions that an image has
 LEAST_ROUNDS = {"cpu": 3, "cuda": 10}
 FLOP_PARTS = {
@@ -79,7 +80,8 @@ class Point:
         objects: an image.
         classes: 0 for the config's.
         share: see :func:`models.make_config`.
-        variant: "fp32", "amp" (bfloat16) or "amp channels_last".
+        variant: "fp32", "amp" (bfloat16), "amp channels_last" or "compiled", the parts of the mask
+            head by torch.compile.
     """
 
     device: str
@@ -96,6 +98,11 @@ class Point:
         return {name: str(getattr(self, name)) for name in fields}
 
 
+def mask_head_of(model: torch.nn.Module) -> torch.nn.Module:
+    """Of a model with RoI heads, or of CondInst."""
+    return model.mask_head if hasattr(model, "mask_head") else model.roi_heads.mask_head
+
+
 class Subject:
     """A model at a point with its two steps."""
 
@@ -107,9 +114,13 @@ class Subject:
         settle(self.model)
         if "channels_last" in point.variant or point.device == "cpu":  # on a CPU as in training
             self.model = self.model.to(memory_format=torch.channels_last)
+        if point.variant == "compiled":
+            for part in mask_head_of(self.model).children():
+                part.compile(dynamic=True)  # for any number of regions
         self.batch = make_batch(
             *(point.images, point.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES, point.objects),
             plain=name == PLAIN,
+            points=cfg.PSIS.get("POINTS", False),
         )
         amp = point.variant.startswith("amp")
         self.steps = {
@@ -284,7 +295,7 @@ def points_of(args: argparse.Namespace) -> list[Point]:
         return [replace(first, size=int(size * times)) for times in GROWTH["size"]]
     if args.grow:
         return [replace(first, **{args.grow: value}) for value in GROWTH[args.grow]]
-    variants = ["fp32", "amp", "amp channels_last"] if args.device == "cuda" else ["fp32"]
+    variants = VARIANTS[:3] if args.device == "cuda" else VARIANTS[:1]
     return [replace(first, variant=name) for name in args.variants or variants]
 
 
@@ -299,7 +310,7 @@ def main() -> None:
     parser.add_argument("--grow", choices=list(GROWTH), help="several values of one of these")
     parser.add_argument("--configs", nargs="+", help="names in configs/ without .yaml")
     parser.add_argument("--modes", nargs="+", choices=["train", "test"], default=["train", "test"])
-    parser.add_argument("--variants", nargs="+", choices=["fp32", "amp", "amp channels_last"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--no-waits", action="store_true", help="do not count where the host waits")
     parser.add_argument("--label", default="", help="a word for the file's name")
     args = parse_common(parser)

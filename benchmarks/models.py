@@ -108,7 +108,12 @@ def write_random_priors(cfg: CfgNode, folder: Path) -> str:
 
 
 def make_batch(
-    images: int, size: int, classes: int, objects: int = 8, plain: bool = False
+    images: int,
+    size: int,
+    classes: int,
+    objects: int = 8,
+    plain: bool = False,
+    points: bool = False,
 ) -> list[dict]:
     """Images of size x 5/3 size; half of the objects have a mask that training may see.
 
@@ -118,6 +123,7 @@ def make_batch(
         classes: of the objects.
         objects: an image.
         plain: as Detectron2's mapper makes it, all objects with masks.
+        points: ten annotated points an object, too.
     """
     generator = torch.Generator().manual_seed(0)
     height, width = size, size * 5 // 3
@@ -137,7 +143,7 @@ def make_batch(
         instances.gt_masks = BitMasks(masks if plain else masks & has_mask[:, None, None])
         if not plain:
             instances.gt_has_mask = has_mask
-            # Ten points an object, which only PSIS.POINTS reads.
+        if points:
             places = torch.rand(objects, 10, 2, generator=generator)
             instances.gt_points = (
                 boxes[:, None, :2] + places * (boxes[:, 2:] - boxes[:, :2])[:, None]

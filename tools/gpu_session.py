@@ -42,6 +42,8 @@ PACK_BYTES = 55 << 20  # with the tree it has to stay below 64 MiB
 PURE = ("detectron2", "fvcore", "iopath", "yacs", "omegaconf", "antlr4-python3-runtime")
 PURE += ("hydra-core", "termcolor", "setuptools")  # the last for pkg_resources
 COMPILED = ("pycocotools",)
+MEASURED = ("maskrcnn_agnostic_R50", "shapeprop_R50", "teacher_student_R50", "maskx_R50")
+MEASURED += ("opmask_R50", "cpmask_R50", "shapemask_R50", "boxinst_R50")  # beside Mask R-CNN
 TRACED = ("shapeprop_R50", "boxinst_R50")
 TRAINED = "shapeprop_shapes"
 
@@ -150,7 +152,8 @@ def third_stage(place: Place) -> Iterable[Step]:
     seconds = ("--seconds", "0.5" if place.real else "0.001")
     few = () if place.real else ("--shapes", "1", "--size", size)
     # Where the host waits is counted without a GPU.
-    script = place.script("benchmarks/bench_step.py", "--no-waits", *few, *seconds, *save)
+    chosen = ("--no-waits", "--configs", *MEASURED)
+    script = place.script("benchmarks/bench_step.py", *chosen, *few, *seconds, *save)
     yield Step("models", script, 300, last=40)
     for name in TRACED:
         trace = ("tools/gpu/trace_step.py", name, "--size", size, "--folder", place.folder)
