@@ -59,7 +59,7 @@ GROWTH = {
 }
 VARIANTS = ["fp32", "amp", "amp channels_last", "compiled"]
 SHARES = {"cpu": 1 / 8, "cuda": 1.0}  # of the regions that an image has
-LEAST_ROUNDS = {"cpu": 3, "cuda": 10}
+LEAST_ROUNDS = {"cpu": 3, "cuda": 5}
 FLOP_PARTS = {
     "backbone": ["backbone"],
     "proposals": ["proposal_generator"],

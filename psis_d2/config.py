@@ -271,6 +271,9 @@ def _add_training_config(keys: dict[str, Key]) -> None:
     # Pass a process's share of a batch through the model in so many parts, to save memory; steps,
     # learning rate and iterations stay what they are.
     node.ACCUMULATE = 1, whole(1)
+    # Where convolutions are laid out channels last: "cpu", as oneDNN computes; "always", on GPUs,
+    # too, whose tensor cores read half precision so. No GPU has measured it yet.
+    node.CHANNELS_LAST = "cpu", one_of("cpu", "always")
     # Send losses, tables and pictures to this project of Weights & Biases; "" = do not.
     node.WANDB_PROJECT = "", text(empty=True)
     node = Keys(keys, "SOLVER.AMP", of_model=False)

@@ -149,7 +149,7 @@ def third_stage(place: Place) -> Iterable[Step]:
     """How fast and how good are models: steps, traces, one training to its end."""
     size = "800" if place.real else "64"
     save = ("--save", place.folder / "results")
-    seconds = ("--seconds", "0.5" if place.real else "0.001")
+    seconds = ("--seconds", "0.2" if place.real else "0.001")
     few = () if place.real else ("--shapes", "1", "--size", size)
     # Where the host waits is counted without a GPU.
     chosen = ("--no-waits", "--configs", *MEASURED)

@@ -157,10 +157,7 @@ class Trainer(GuardedTraining, DefaultTrainer):
             UserError: a value of the config is misspelled, out of range or without effect.
         """
         check_config(cfg)
-        model = super().build_model(cfg)
-        # What oneDNN computes in; NCHW weights and maps it would reorder call by call.
-        on_cpu = cfg.MODEL.DEVICE == "cpu"
-        return model.to(memory_format=torch.channels_last) if on_cpu else model
+        return laid_out(super().build_model(cfg), cfg)
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -186,6 +183,14 @@ class Trainer(GuardedTraining, DefaultTrainer):
     def test(cls, cfg, model, evaluators=None, note: str = "") -> OrderedDict:
         """See :func:`psis_d2.evaluation.run.evaluate`; `evaluators` is Detectron2's, unused."""
         return evaluate(cfg, model, cls.build_evaluator, note=note)
+
+
+def laid_out(model: torch.nn.Module, cfg) -> torch.nn.Module:
+    """The model in the memory format of its device's convolutions, see ``SOLVER.CHANNELS_LAST``."""
+    # What oneDNN computes in; NCHW weights and maps it would reorder call by call.
+    if cfg.SOLVER.CHANNELS_LAST == "always" or cfg.MODEL.DEVICE == "cpu":
+        return model.to(memory_format=torch.channels_last)
+    return model
 
 
 def build_evaluation_hooks(cfg, model: torch.nn.Module) -> list[HookBase]:

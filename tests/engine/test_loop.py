@@ -3,6 +3,7 @@
 import psis_d2.modeling  # noqa: F401
 from psis_d2.engine.launch import launch
 from psis_d2.engine.loop import TrainingLoop, build_loop, split
+from psis_d2.engine.trainer import laid_out
 from psis_d2.errors import UserError
 
 import pytest
@@ -24,6 +25,16 @@ from model_builders import (
     tiny_model,
 )
 from regression_workers import Regression, numbers, train, train_share_in_parts
+
+
+@pytest.mark.parametrize(
+    ("device", "choice", "last"),
+    [("cpu", "cpu", True), ("cuda", "cpu", False), ("cuda", "always", True)],
+)
+def test_convolutions_are_laid_out_as_asked(device, choice, last):
+    cfg = tiny_config("MODEL.DEVICE", device, "SOLVER.CHANNELS_LAST", choice)
+    weight = laid_out(torch.nn.Conv2d(4, 4, 3), cfg).weight  # a layer on the CPU says as much
+    assert weight.is_contiguous(memory_format=torch.channels_last) == last
 
 
 @pytest.mark.parametrize("n, parts, sizes", [(8, 4, [2, 2, 2, 2]), (7, 3, [2, 3, 2])])
