@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (before detectron2)
@@ -59,7 +60,7 @@ GROWTH = {
 }
 VARIANTS = ["fp32", "amp", "amp channels_last", "compiled"]
 SHARES = {"cpu": 1 / 8, "cuda": 1.0}  # of the regions that an image has
-LEAST_ROUNDS = {"cpu": 3, "cuda": 5}
+LEAST_ROUNDS = {"cpu": 2, "cuda": 5}
 FLOP_PARTS = {
     "backbone": ["backbone"],
     "proposals": ["proposal_generator"],
@@ -130,8 +131,7 @@ class Subject:
 
     def waits(self, mode: str) -> dict[str, int]:
         """How often the host would wait for a GPU, by place; the optimizer left out."""
-        small = replace(self.point, device="cpu", variant="fp32", size=64)
-        copy = Subject(self.name, small, _scratch())
+        copy = self._copy
         with StandInDevice() as device, without_kernels():
             device.place(copy.model)
             if mode == "train":
@@ -139,6 +139,12 @@ class Subject:
             else:
                 copy.steps[mode]()
         return device.places()
+
+    @cached_property
+    def _copy(self) -> "Subject":
+        """The model on small images, to be put on the device that is not there."""
+        small = replace(self.point, device="cpu", variant="fp32", size=64)
+        return Subject(self.name, small, _scratch())
 
     def flops(self, mode: str) -> dict[str, float]:
         """Of a step, by part: "all", "backbone", "proposals", "box head", "head"."""
