@@ -95,6 +95,16 @@ def curve_rows(
     return sorted(rows, key=lambda row: (row["series"], row["x"], row["split"]))
 
 
+def spoken_metric(metric: str) -> str:
+    """``segm_unseen/AP`` as an axis says it: mask AP, unseen categories."""
+    task, _, name = metric.partition("/")
+    kind, _, group = task.partition("_")
+    kinds = {"segm": "mask", "bbox": "box", "boundary": "boundary"}
+    if kind not in kinds or not group or not name or "_" in group:
+        return metric.replace("/", " ")
+    return f"{kinds[kind]} {name}, {group} categories"
+
+
 def _place(row: dict) -> str:
     return row["split"] or f"{row['x']:g}"
 

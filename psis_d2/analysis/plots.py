@@ -1,6 +1,7 @@
 """The analyses' plots. Each shows rows that are also written as CSV."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from psis_d2.analysis.false_positives import PLACES
@@ -10,11 +11,13 @@ from psis_d2.files import written_at_once
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Told apart by people who see no red or no green, too (Okabe and Ito).
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _PLACE_COLORS = ("#b0b0b0", "#0072b2", "#d55e00", "#f0e442")
 _MARKS = "os^Dv*"
+_LABEL_WIDTH = 24
 
 
 def save_figure(path: str, figure: Figure) -> None:
@@ -44,9 +47,10 @@ def plot_overlap(rows: Sequence[dict], group: str) -> Figure:
         [f"{row['to']:g}\n{row['objects']}" for row in ticks],
         fontsize=8,
     )
-    axes.set_xlabel("overlap up to; objects")
-    axes.set_ylabel(f"mask AP ({group} categories)")
-    axes.set_ylim(bottom=0)
+    axes.set_xlabel("overlap, up to (above: of the bin; below: its objects)")
+    axes.set_ylabel(f"AP ({group} categories)")
+    axes.grid(alpha=0.25)
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1))  # a scale also where all is 0
     _legend(axes, labels)
     return figure
 
@@ -54,7 +58,7 @@ def plot_overlap(rows: Sequence[dict], group: str) -> Figure:
 def plot_false_positives(rows: Sequence[dict], group: str) -> Figure:
     """Shares of the places where wrong pixels lie, a bar a label."""
     rows = [row for row in rows if row["group"] == group]
-    figure, axes = _figure(6.4, 1.3 + 0.5 * len(rows))
+    figure, axes = _figure(6.8, 1.3 + 0.5 * len(rows))
     heights = np.arange(len(rows))[::-1]
     left = np.zeros(len(rows))
     for place, color in zip(PLACES, _PLACE_COLORS, strict=True):
@@ -67,9 +71,14 @@ def plot_false_positives(rows: Sequence[dict], group: str) -> Figure:
                 text = f"{share:.0f} %"
                 axes.text(start + share / 2, height, text, ha="center", va="center", fontsize=8)
         left = left + shares
-    axes.set_yticks(heights, [row["label"] for row in rows])
+    for height, total in zip(heights, left, strict=True):
+        if not total:
+            axes.text(1, height, "no wrong pixels", va="center", fontsize=8, color="#606060")
+    labels = [textwrap.fill(row["label"], _LABEL_WIDTH, break_on_hyphens=False) for row in rows]
+    axes.set_yticks(heights, labels, fontsize=9)
+    axes.set_ylim(-0.5, len(rows) - 0.5)
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"wrong pixels of masks of {group} categories, in percent")
+    axes.set_xlabel(f"wrong pixels of masks, {group} categories (%)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize=8)
     return figure
 
@@ -79,29 +88,39 @@ def plot_best_overlap(rows: Sequence[dict]) -> Figure:
     names = list(dict.fromkeys(row["map"] for row in rows))
     figure = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
-    largest = max(row["size"] for row in rows)
-    sizes = np.geomspace(4, max(largest * 1.01, 8), 41)
+    smallest, largest = (f(row["size"] for row in rows) for f in (min, max))
+    sizes = np.geomspace(smallest / 1.05, largest * 1.05, 41)
     overlaps = np.linspace(0, 1, 41)
     counts = []
     for name in names:
         own = [row for row in rows if row["map"] == name]
         x, y = ([row[key] for row in own] for key in ("size", "overlap"))
-        counts.append((np.histogram2d(np.maximum(x, 4), y, (sizes, overlaps))[0].T, np.mean(y)))
+        counts.append((np.histogram2d(x, y, (sizes, overlaps))[0].T, np.mean(y)))
     top = max(count.max() for count, _ in counts)
     for panel, name, (count, mean) in zip(panels, names, counts, strict=True):
         shown = panel.pcolormesh(
             sizes, overlaps, np.ma.masked_equal(count, 0), norm=LogNorm(1, max(top, 2))
         )
         panel.set_xscale("log")
+        _plain_ticks(panel, base=2, subs=(1, 1.5) if largest < 8 * smallest else (1,))
         panel.set_title(f"{name}, mean {mean:.2f}", fontsize=10)
     figure.supxlabel("size of the object, square root of its area in pixels", fontsize=10)
     panels[0].set_ylabel("best overlap")
-    figure.colorbar(shown, ax=list(panels), label="objects")
+    ticks = [10**k * x for k in range(7) for x in (1, 2, 5) if 10**k * x <= max(top, 2)]
+    bar = figure.colorbar(shown, ax=list(panels), label="objects", ticks=ticks)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    bar.ax.minorticks_off()
     return figure
 
 
-def plot_curve(rows: Sequence[dict], x_label: str, y_label: str) -> Figure:
-    """Values over x: a point a run; a line through the means where runs share an x."""
+def plot_curve(rows: Sequence[dict], x_label: str, y_label: str, log: bool = False) -> Figure:
+    """Values over x: a point a run; a line through the means where runs share an x.
+
+    Args:
+        rows: of :func:`psis_d2.analysis.curve.curve_rows`.
+        x_label, y_label: of the axes.
+        log: whether x is logarithmic.
+    """
     figure, axes = _figure(6.4, 4.2)
     key = "increase" if "increase" in rows[0] else "value"
     if key == "increase" and len({row["x"] for row in rows}) == len(rows):
@@ -126,10 +145,24 @@ def plot_curve(rows: Sequence[dict], x_label: str, y_label: str) -> Figure:
             points = style | {"linestyle": "none", "alpha": 0.6}
             axes.plot([row["x"] for row in own], [row[key] for row in own], **points)
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(textwrap.fill(y_label, 2 * _LABEL_WIDTH))
     axes.grid(alpha=0.25)
+    if log:
+        axes.set_xscale("log")
+        _plain_ticks(axes, base=10)
+    elif all(float(row["x"]).is_integer() for row in rows):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if key == "value" and axes.get_ylim()[1] < 1:
+        axes.set_ylim(0, 1)  # a scale also where all is 0
     _legend(axes, labels)
     return figure
+
+
+def _plain_ticks(axes, base: int, subs: Sequence[float] = (1,)) -> None:
+    """Powers of a base, times `subs`, on a logarithmic x axis, written out."""
+    axes.xaxis.set_major_locator(LogLocator(base, subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float):

@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train-json", metavar="FILE", help="x is the mean number of objects of a seen category"
     )
     runs.add_argument("--x-label", default="", metavar="TEXT")
+    runs.add_argument("--log", action="store_true", help="x is logarithmic, such as a share")
 
     for name, own in names.choices.items():
         own.add_argument(
@@ -176,7 +177,7 @@ def _curve(args: argparse.Namespace):
     x_label = "seen categories"
     if truth is not None:
         x_label = "mean number of training objects of a seen category"
-    y_label = args.metric
+    y_label = curve.spoken_metric(args.metric)
     if args.relative_to:
-        y_label = f"change of {args.metric} from {args.relative_to} (%)"
-    return rows, plots.plot_curve(rows, args.x_label or x_label, y_label)
+        y_label = f"change of {y_label} from {args.relative_to} (%)"
+    return rows, plots.plot_curve(rows, args.x_label or x_label, y_label, log=args.log)

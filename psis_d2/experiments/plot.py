@@ -81,7 +81,7 @@ def draw_plot(table: Table, runs: list[dict], folder: str, smoke: bool = False) 
     Raises:
         UserError: there are too few runs, or they cannot be compared.
     """
-    from psis_d2.analysis.curve import curve_rows, read_runs
+    from psis_d2.analysis.curve import curve_rows, read_runs, spoken_metric
     from psis_d2.analysis.plots import plot_curve, save_figure
     from psis_d2.analysis.saved import read_truth
     from psis_d2.analysis.tables import write_csv
@@ -107,11 +107,9 @@ def draw_plot(table: Table, runs: list[dict], folder: str, smoke: bool = False) 
     )
     if not rows:
         raise UserError("only the runs that others are compared with are done.")
-    y_label = table.plot["y"].replace("/", " ")
-    y_label = f"change of {y_label} from {base}, in percent" if base else y_label
-    figure = plot_curve(rows, table.plot["x"], y_label)
-    if table.plot.get("log"):
-        figure.axes[0].set_xscale("log")
+    y_label = spoken_metric(table.plot["y"])
+    y_label = f"change of {y_label} from {base} (%)" if base else y_label
+    figure = plot_curve(rows, table.plot["x"], y_label, log=table.plot.get("log", False))
     write_csv(f"{folder}/figure.csv", rows)
     save_figure(f"{folder}/figure.png", figure)
 

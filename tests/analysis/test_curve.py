@@ -3,7 +3,7 @@
 import json
 import math
 
-from psis_d2.analysis import curve_rows, read_runs
+from psis_d2.analysis import curve_rows, read_runs, spoken_metric
 from psis_d2.data.splits import resolve_seen_classes
 from psis_d2.evaluation.ground_truth import load_ground_truth
 
@@ -101,3 +101,17 @@ def test_what_is_not_there_is_named(listed, tmp_path):
     assert "Cannot read the list" in refusal(read_runs, str(tmp_path / "none.csv"))
     (tmp_path / "runs.csv").write_text("series,x,results\n")
     assert "lists no runs" in refusal(read_runs, path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "spoken"),
+    [
+        ("segm_unseen/AP", "mask AP, unseen categories"),
+        ("bbox_all/AP50", "box AP50, all categories"),
+        ("segm_novel/AP", "mask AP, novel categories"),
+        ("gtbox_unseen/IoU", "gtbox_unseen IoU"),
+        ("segm_overlapped_all/AP", "segm_overlapped_all AP"),
+    ],
+)
+def test_a_metric_on_an_axis(metric, spoken):
+    assert spoken_metric(metric) == spoken
