@@ -106,11 +106,11 @@ def test_by_the_letter(monkeypatch, seed):
     assert theirs.precision.shape == (10, 101, CLASSES, 4) and (theirs.precision > 0).any()
 
 
-@pytest.fixture
-def near_the_truth(coco_subset, tmp_path, catalogs):
-    """COCO images, and their objects' masks moved a little as detections."""
+@pytest.fixture(params=[40, pytest.param(5000, marks=pytest.mark.slow)])
+def near_the_truth(request, coco_subset, tmp_path, catalogs):
+    """COCO images, some or all, and their objects' masks moved a little as detections."""
     content = json.loads((coco_subset / "coco/annotations/instances_val2017.json").read_text())
-    content["images"] = content["images"][:40]
+    content["images"] = content["images"][: request.param]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     path = tmp_path / "forty.json"

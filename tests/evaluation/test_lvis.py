@@ -1,19 +1,21 @@
 """LVIS: what was not searched for does not count, what is not all annotated is not held against."""
 
 import json
+import sys
+import types
 from dataclasses import replace
-from pathlib import Path
 
 import psis_d2  # noqa: F401
 from psis_d2.data.coco import register_coco_json
 from psis_d2.evaluation import PartialCOCOEvaluator
-from psis_d2.evaluation.average_precision import average_precision
+from psis_d2.evaluation.average_precision import average_precision, summarize
 from psis_d2.evaluation.ground_truth import load_ground_truth
 from psis_d2.evaluation.predictions import ImagePredictions, encode_masks
 
 import numpy as np
 import pytest
 from detectron2.data.datasets.lvis import register_lvis_instances
+from pycocotools import mask as mask_util
 
 from random_results import CLASSES, random_case
 from tiny_coco import evaluate, predictions, rectangle
@@ -146,13 +148,108 @@ def test_the_arrays_are_those_of_an_lvis_evaluation(kind, seed):
             np.testing.assert_allclose(getattr(ours, array), expected, rtol=1e-15, atol=0)
 
 
-def test_perfect_predictions_of_real_annotations(tmp_path, catalogs):
+@pytest.fixture
+def sample(coco_subset, catalogs):
+    """Register a json of the sample of LVIS as ``lvis_sample``; returns its path."""
+
+    def register(name):
+        root = coco_subset / "lvis_sample"
+        json_file = root / "annotations" / name
+        if not json_file.is_file():
+            pytest.skip(f"no {json_file}")
+        register_coco_json("lvis_sample", str(json_file), str(root / "images"))
+        return json_file
+
+    return register
+
+
+def near_the_truth(truth):
+    """Every object a few pixels off, some as another category, and one more beside each."""
+    rng, found = np.random.default_rng(0), []
+    for image, size in truth.image_sizes.items():
+        own = [a for a in truth.annotations if a["image_id"] == image]
+        asked = [*truth.absent[image], *{a["category_id"] for a in own}]
+        masks, classes = [], []
+        for annotation in own:
+            mask = mask_util.decode(annotation["segmentation"])
+            for reach in (4, 40):
+                masks.append(np.roll(mask, rng.integers(-reach, reach + 1, 2), (0, 1)))
+                other = rng.choice(asked) if rng.random() < 0.8 else rng.integers(1000)
+                classes.append(annotation["category_id"] if rng.random() < 0.7 else other)
+        if not masks:
+            continue
+        rles = encode_masks(np.stack(masks).astype(bool))
+        boxes = mask_util.toBbox([{"size": list(size), "counts": rle} for rle in rles])
+        numbers = rng.permutation(len(rles)) / len(rles)  # no two of an image are equal
+        ends = np.cumsum([len(rle) for rle in rles])
+        classes = np.array(classes)
+        found.append(ImagePredictions(image, classes, numbers, boxes, size, b"".join(rles), ends))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_equals_lvis_own_code_on_a_whole_file_of_it(kind, sample, monkeypatch):
+    """All 100 images and 1,230 categories of lvis-api's own json, by lvis-api where it is there."""
+    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))  # it draws, too
+    lvis = pytest.importorskip("lvis")
+    monkeypatch.setattr(np, "float", float, raising=False)  # of NumPy before 1.24
+    path = sample("lvis_val_100_full.json")
+    truth = load_ground_truth("lvis_sample")
+    found = near_the_truth(truth)
+    records = [r for part in found for r in part.records(truth.json_ids)]
+    if kind == "segm":
+        for record in records:
+            del record["bbox"]  # else sizes would be those of boxes
+    evaluation = lvis.LVISEval(str(path), lvis.LVISResults(str(path), records, 300), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    ours = average_precision(truth, found, kind, max_dets=300)
+    np.testing.assert_allclose(ours.precision, evaluation.eval["precision"], rtol=0, atol=1e-12)
+    evaluation.summarize()
+    theirs, own = evaluation.get_results(), summarize(ours.precision, range(1230))
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+        assert own[name] == pytest.approx(100 * theirs[name], abs=1e-9)
+    assert 10 < own["AP"] < 90
+
+
+@pytest.mark.parametrize("kind", [pytest.param("bbox", marks=pytest.mark.slow), "segm"])
+def test_equals_the_library_on_a_whole_file_of_lvis(kind, sample):
+    library = pytest.importorskip("faster_coco_eval")
+    path = sample("lvis_val_100_full.json")
+    truth = load_ground_truth("lvis_sample")
+    found = near_the_truth(truth)
+    asked = {image: set(absent) for image, absent in truth.absent.items()}
+    for a in truth.annotations:
+        asked[a["image_id"]].add(a["category_id"])
+    parts = [p.take(np.isin(p.classes, list(asked[p.image_id]))) for p in found]
+    records = [r for part in parts for r in part.records(truth.json_ids)]
+    if kind == "segm":
+        for record in records:
+            del record["bbox"]
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 0  # LVIS has none
+    reference = library.COCO(content)
+    evaluation = library.COCOeval_faster(
+        reference,
+        reference.loadRes(records),
+        kind,
+        print_function=lambda *x: None,
+        lvis_style=True,
+    )
+    evaluation.params.maxDets = [300]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    ours = average_precision(truth, found, kind, max_dets=300)
+    theirs = evaluation.eval["precision"][..., 0]
+    np.testing.assert_allclose(ours.precision, theirs, rtol=0, atol=1e-12)
+    assert ours.precision.shape[2] == 1230 and (ours.precision > 0).any()
+
+
+def test_perfect_predictions_of_real_annotations(sample, tmp_path):
     """All 100, however many categories of an image were not searched for, with ids of the json."""
-    root = Path(__file__).resolve().parents[3] / "shared" / "datasets" / "lvis_sample"
-    json_file = root / "annotations" / "lvis_v0.5_val_sample.json"
-    if not json_file.is_file():
-        pytest.skip(f"no {json_file}")
-    register_coco_json("lvis_sample", str(json_file), str(root / "images"))
+    json_file = sample("lvis_v0.5_val_sample.json")
     truth = load_ground_truth("lvis_sample")
     assert sum(map(len, truth.absent.values())) > 100 < len(truth.class_names)
     evaluator = PartialCOCOEvaluator(
