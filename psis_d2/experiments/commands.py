@@ -19,8 +19,9 @@ import yaml
 OUTPUT = "output/experiments"
 SMOKE = "output/smoke"
 # A trial shows that commands, data and models fit together; nothing is learned in so few steps.
+# Rows whose results are drawn have quick_opts with more of them.
 SMOKE_OPTIONS = {
-    "SOLVER.MAX_ITER": 20,
+    "SOLVER.MAX_ITER": 10,
     "SOLVER.STEPS": [],
     "SOLVER.WARMUP_ITERS": 5,
     "TEST.EXPECTED_RESULTS": [],

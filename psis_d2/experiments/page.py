@@ -42,7 +42,8 @@ def where_it_ran(experiment: Experiment) -> str:
 
 def _overrides(step: Step) -> dict:
     """What makes a trial's model another one than its config's."""
-    return {k: v for k, v in smoke_options(step).items() if not k.startswith("TEST.")}
+    about = ("TEST.", "SOLVER.")
+    return {k: v for k, v in smoke_options(step).items() if not k.startswith(about)}
 
 
 def _table(table: Table) -> str:

@@ -1,104 +1,164 @@
-"""The configs of the papers as users run them, on a few images: train, evaluate, evaluate again."""
+"""The configs of the papers, two iterations of each on a few images: train and evaluate.
+
+Heads, losses, norms and solver are the config's. Images, proposals and detections are few and
+small, and no weights are pretrained.
+"""
 
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psis_d2  # noqa: F401
 from psis_d2.data.datasets import partial_shapes
 
 import pytest
 
+from forked_commands import ForkedCommands
+from paper_data import write_bdd100k, write_coco, write_visual_genome, write_voc12
+from registry_lines import merged, model_of, of_file, parsed, trainings, word_vectors
+
 ROOT = Path(__file__).parents[2]
-OTHER_DATA = re.compile("vg3k|bdd100k|voc12")
 CONFIGS = sorted(
-    path.stem
-    for path in (ROOT / "configs").glob("*.yaml")
-    # Other data, whose loaders have tests of their own: tests/data/datasets.
-    if not path.stem.startswith("Base-") and not OTHER_DATA.search(path.stem)
+    path.stem for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("Base-")
 )
-FULLY_SUPERVISED = ("cpmask_full_R101", "shapemask_specific_R101", "shapemask_specific_R101_NASFPN")
-FULLY_SUPERVISED += tuple(f"shapemask_light{n}_R101" for n in (16, 32, 64))
-BOXES_ONLY = ("fasterrcnn_R50", "fasterrcnn_R101", "fcos_R50", "retinanet_R50")
+OTHER_DATA = re.compile("bdd100k|voc12|vg3k")
 FAST = "shapeprop_R50"
 SMALL = """INPUT.MIN_SIZE_TRAIN [128] INPUT.MIN_SIZE_TRAIN_SAMPLING choice
     INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 128
     INPUT.MAX_SIZE_TEST 192 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 SOLVER.STEPS []
-    SOLVER.BASE_LR 0.001 DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
-    MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"""  # nothing pretrained to freeze
+    SOLVER.BASE_LR 0.001 DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8
+    MODEL.RPN.PRE_NMS_TOPK_TRAIN 50 MODEL.RPN.PRE_NMS_TOPK_TEST 50
+    MODEL.RPN.POST_NMS_TOPK_TRAIN 20 MODEL.RPN.POST_NMS_TOPK_TEST 20
+    TEST.DETECTIONS_PER_IMAGE 3 TEST.PICTURES 0
+    MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0""".split()  # nothing pretrained to freeze
+# Not the config's backbone, for the one that runs in every suite.
+SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+
+
+@dataclass
+class Data:
+    """Where runs find data.
+
+    Attributes:
+        commands: with the folder of data sets.
+        has_voc: whether VOC 2012 is there.
+        classes_of_vg: categories of Visual Genome.
+    """
+
+    commands: ForkedCommands
+    has_voc: bool = False
+    classes_of_vg: int = 0
+
+    def options(self, name: str) -> list[str]:
+        """What a config needs for so few images."""
+        options = []
+        if name.startswith("shapemask"):
+            options += ["PSIS.SHAPEMASK.NUM_PRIORS", "1"]
+        if "fewshot" in name:  # the draw is tested in tests/data/test_fewshot.py
+            options += ["DATASETS.TRAIN", "['coco_2017_train']"]
+        if "vg3k" in name:
+            options += ["MODEL.ROI_HEADS.NUM_CLASSES", str(self.classes_of_vg)]
+        if "voc12" in name and not self.has_voc:
+            pytest.skip("no sample of VOC 2012 beside COCO's")
+        return options
 
 
 @pytest.fixture(scope="module")
-def some_of_coco(coco_subset, tmp_path_factory) -> Path:
-    """Eight training images and four to evaluate on, as ``DETECTRON2_DATASETS`` wants them."""
-    source, folder = Path(coco_subset) / "coco", tmp_path_factory.mktemp("datasets")
-    for split, count in (("train2017", 8), ("val2017", 4)):
-        content = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
-        annotated = {a["image_id"] for a in content["annotations"]}
-        content["images"] = [x for x in content["images"] if x["id"] in annotated][:count]
-        kept = {x["id"] for x in content["images"]}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-        target = folder / "coco" / "annotations" / f"instances_{split}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content))
-        (folder / "coco" / split).symlink_to((source / split).resolve())
-    return folder
+def some_of_coco(coco_subset, tmp_path_factory) -> Iterator[Data]:
+    """A few images of COCO."""
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco(coco_subset, folder)
+    with ForkedCommands(folder) as commands:
+        yield Data(commands)
 
 
 @pytest.fixture(scope="module")
-def some_partial_shapes(tmp_path_factory) -> Path:
-    """As few images of PartialShapes."""
+def some_of_all(coco_subset, tmp_path_factory) -> Iterator[Data]:
+    """A few images of each data set."""
     folder = tmp_path_factory.mktemp("datasets")
-    partial_shapes.generate(str(folder / "partial_shapes"), 8, 4, progress=False)
-    return folder
+    write_coco(coco_subset, folder)
+    write_bdd100k(coco_subset, folder)
+    sample = coco_subset / "voc2012" / "VOCdevkit" / "VOC2012"
+    if has_voc := sample.is_dir():
+        write_voc12(sample, folder)
+    classes_of_vg = write_visual_genome(coco_subset, folder)
+    with ForkedCommands(folder) as commands:
+        yield Data(commands, has_voc, classes_of_vg)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in CONFIGS]
-)
-def test_trains_and_evaluates_on_coco(name, some_of_coco, tmp_path):
-    options = []
-    if "fewshot" in name:  # the draw is tested in tests/data/test_fewshot.py
-        options = ["DATASETS.TRAIN", "['coco_2017_train']"]
-    _train_and_evaluate(name, some_of_coco, tmp_path, options)
+@pytest.fixture(scope="module")
+def some_partial_shapes(tmp_path_factory) -> Iterator[Data]:
+    """A few images of PartialShapes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    partial_shapes.generate(str(folder / "partial_shapes"), 8, 2, progress=False)
+    with ForkedCommands(folder) as commands:
+        yield Data(commands)
+
+
+def test_a_config_trains_and_evaluates_on_coco(some_of_coco, tmp_path):
+    words = _train_and_evaluate(FAST, some_of_coco, tmp_path, SHALLOW)
+    trained = _results(tmp_path)
+    words = [word if word else str(tmp_path / "model_final.pth") for word in words]
+    some_of_coco.commands.run([*words[:3], "--eval-only", *words[3:]], tmp_path)
+    assert _results(tmp_path) == trained
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
+def test_trains_and_evaluates_on_its_data(name, some_of_all, tmp_path):
+    _train_and_evaluate(name, some_of_all, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not OTHER_DATA.search(name)])
 def test_trains_and_evaluates_on_partial_shapes(name, some_partial_shapes, tmp_path):
     options = ["DATASETS.TRAIN", "['partial_shapes_train']"]
     options += ["DATASETS.TEST", "['partial_shapes_val']", "MODEL.ROI_HEADS.NUM_CLASSES", "20"]
-    if name not in FULLY_SUPERVISED:
+    if of_file(name).PSIS.SEEN_CLASSES != "all":
         options += ["PSIS.SEEN_CLASSES", "shapes"]
     if name == "cpmask_fewshot_base_R50":
         options += ["PSIS.TRAIN_CLASSES", "shapes"]
     _train_and_evaluate(name, some_partial_shapes, tmp_path, options)
 
 
-def _train_and_evaluate(name: str, datasets: Path, tmp_path: Path, options: list[str]):
-    options = ["MODEL.WEIGHTS", "", *SMALL.split(), "OUTPUT_DIR", str(tmp_path), *options]
-    if name.startswith("shapemask"):
-        options += ["PSIS.SHAPEMASK.NUM_PRIORS", "1"]
-    runs = [[], ["--eval-only"]] if name == FAST else [[]]  # training ends with an evaluation
-    for extra in runs:
-        if extra:
-            options += ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
-        command = [sys.executable, "train_net.py", "--config-file", f"configs/{name}.yaml"]
-        done = subprocess.run(
-            [*command, "--num-gpus", "0", *extra, *options],
-            cwd=ROOT,
-            env={**os.environ, "DETECTRON2_DATASETS": str(datasets)},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        results = json.loads((tmp_path / "results.json").read_text())
-        assert {"bbox_seen", "bbox_all"} <= results.keys()
-        assert ("bbox_unseen" in results) == (name not in FULLY_SUPERVISED)
-        # A detector that finds nothing does not show whether it draws masks.
-        assert "segm_seen" in results or name in BOXES_ONLY
-        (tmp_path / "results.json").unlink()
-    (tmp_path / "model_final.pth").unlink()  # 100 to 700 MB of each config
+@pytest.mark.slow
+def test_rows_whose_model_no_config_has_train_and_evaluate(some_of_all, tmp_path):
+    """Overrides of the registry; a config's own model is tested above."""
+    known = {model_of(of_file(name)) for name in CONFIGS}
+    word_vectors(tmp_path)
+    count = 0
+    for line in filter(lambda line: line.trains, trainings()):
+        args = parsed(line)
+        cfg = merged(args)
+        if model_of(cfg) in known:
+            continue
+        known.add(model_of(cfg))
+        pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+        own = {k: v for k, v in pairs.items() if not k.startswith(("SOLVER.", "INPUT.", "OUTPUT"))}
+        own = {k: v for k, v in own.items() if k != "MODEL.WEIGHTS" and "fewshot" not in str(v)}
+        words = [word for pair in own.items() for word in pair]
+        _train_and_evaluate(args.config_file, some_of_all, tmp_path, words)
+        count += 1
+    assert count > 20
+
+
+def _train_and_evaluate(name: str, data: Data, folder: Path, options=()) -> list[str]:
+    """Train in a folder; returns the words of the command line."""
+    words = ["train", "--config-file", name, "--num-gpus", "0", "MODEL.WEIGHTS", "", *SMALL]
+    words += [*data.options(name), "OUTPUT_DIR", str(folder), *options]
+    data.commands.run(words, folder)
+    cfg, results = of_file(name), _results(folder)
+    groups = ["all"] if cfg.PSIS.SEEN_CLASSES == "all" else ["seen", "unseen", "all"]
+    assert {f"bbox_{group}" for group in groups} <= results.keys()
+    # A detector that finds nothing does not show whether it draws masks.
+    assert not cfg.MODEL.MASK_ON or f"segm_{groups[0]}" in results
+    if name != FAST:
+        (folder / "model_final.pth").unlink()  # 100 to 700 MB of each config
+        (folder / "results.json").unlink()
+    return words
+
+
+def _results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
