@@ -258,7 +258,7 @@ def main() -> None:
         packages=find_packages(include=["psis_d2", "psis_d2.*"]),
         package_data={
             "psis_d2.data": ["split_lists/*.txt"],
-            "psis_d2.experiments": ["head.md", "ran.yaml", "papers/*.yaml"],
+            "psis_d2.experiments": ["head.md", "ran.yaml", "recipes.yaml", "papers/*.yaml"],
             "psis_d2.model_zoo": ["zoo.json", "weights/*"],
         },
         install_requires=REQUIRES,

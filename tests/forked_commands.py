@@ -5,6 +5,8 @@ PyTorch lives through the fork, and was started with the folder of data sets tha
 while psis_d2 is imported.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -15,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# What a run imports late, where it is there.
+LATE = ("torch.utils.tensorboard", "omegaconf", "faster_coco_eval", "PIL.ImageDraw", "fsspec")
+LATE += ("pygments.formatters.terminal", "pygments.lexers.python", "pygments.lexers.data")
 
 
 class ForkedCommands:
@@ -81,6 +86,9 @@ def _serve() -> None:
 
     import detectron2.engine  # noqa: F401
 
+    for name in LATE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from psis_d2.experiments.commands import smoke_options
+from psis_d2.experiments.recipes import Recipe, recipes
 from psis_d2.experiments.registry import SPLITS, Experiment, Paper, Step, Table
 
 import yaml
@@ -15,6 +16,10 @@ import yaml
 _HEAD = Path(__file__).with_name("head.md")
 _RAN = Path(__file__).with_name("ran.yaml")
 _FEW = 3
+_RECIPES = (
+    "What configs resolve to, and what paper and released code have instead; where a cell is empty, they do not say. "
+    "Rates and iterations of another batch are compared in proportion to it."
+)
 
 
 def render_page(papers: Iterable[Paper]) -> str:
@@ -23,7 +28,30 @@ def render_page(papers: Iterable[Paper]) -> str:
     for paper in papers:
         parts.append(f"\n## {paper.title}\n\n{paper.cite}. {_line(paper.note)}\n")
         parts += [_table(table) for table in paper.tables]
+    parts.append(f"\n## Recipes\n\n{_RECIPES}\n")
+    parts += [_recipe(recipe) for recipe in recipes()]
     return "".join(parts)
+
+
+def _recipe(recipe: Recipe) -> str:
+    sources = {"paper": "paper", "released": "released code"}
+    named = "; ".join(f"{sources[key]}: {where}" for key, where in recipe.sources.items())
+    lines = [f"\n### {recipe.about}\n", f"{', '.join(f'`{x}`' for x in recipe.configs)}"]
+    lines += [f"({named}).", ""]
+    lines.append(_cells(["", "here", *(sources[key] for key in recipe.sources), "follows"]))
+    lines.append(_cells(["---"] * (3 + len(recipe.sources))))
+    for choice in recipe.choices:
+        published = [_value(choice.published.get(key)) for key in recipe.sources]
+        follows = " and ".join(sources[key] for key in choice.follows)
+        reasons = "; ".join(filter(None, (follows, choice.why)))
+        lines.append(_cells([choice.what, _value(choice.here), *published, reasons]))
+    return "\n".join(lines) + "\n"
+
+
+def _value(value) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def ran_configs() -> dict[str, list[str]]:
