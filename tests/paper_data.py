@@ -1,7 +1,7 @@
 """A few images of each data set of the papers' configs, in its real layout, made of COCO's."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Container
 from pathlib import Path
 
 from psis_d2.data.datasets import bdd100k, visual_genome, voc
@@ -26,9 +26,13 @@ def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(content))
 
 
-def _first_images(content: dict, count: int, wanted: Callable[[dict], bool]) -> dict:
-    """The first images with annotations that are wanted, and these."""
-    annotations = [a for a in content["annotations"] if wanted(a)]
+def _first_images(content: dict, count: int, categories: Container | None = None) -> dict:
+    """The first images with objects of some categories, and these; None = with anything."""
+    annotations = [
+        a
+        for a in content["annotations"]
+        if categories is None or (a["category_id"] in categories and not a["iscrowd"])
+    ]
     known = {a["image_id"] for a in annotations}
     images = [x for x in content["images"] if x["id"] in known][:count]
     kept = {x["id"] for x in images}
@@ -39,7 +43,7 @@ def _first_images(content: dict, count: int, wanted: Callable[[dict], bool]) -> 
 def write_coco(coco: Path, folder: Path, train: int = 8, val: int = 2) -> None:
     """Some of COCO's own images."""
     for split, count in (("train", train), ("val", val)):
-        content = _first_images(read_coco(coco, split), count, lambda a: True)
+        content = _first_images(read_coco(coco, split), count)
         write_json(folder / "coco" / "annotations" / f"instances_{split}2017.json", content)
         (folder / "coco" / f"{split}2017").symlink_to((coco / "coco" / f"{split}2017").resolve())
 
@@ -50,9 +54,7 @@ def write_bdd100k(coco: Path, folder: Path) -> None:
     for split, counts in (("train", (4, 4)), ("val", (2, 0))):
         content = read_coco(coco, split)
         number_of = {c["id"]: c["name"] for c in content["categories"] if c["name"] in _ROAD}
-        content = _first_images(
-            content, sum(counts), lambda a: a["category_id"] in number_of and not a["iscrowd"]
-        )
+        content = _first_images(content, sum(counts), number_of)
         frames = []
         for number, image in enumerate(content["images"]):
             own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
@@ -115,8 +117,9 @@ def write_visual_genome(coco: Path, folder: Path) -> int:
         The number of its categories.
     """
     root, split = folder / "visual_genome", "train"
-    content = _first_images(read_coco(coco, split), 12, lambda a: not a["iscrowd"])
+    content = read_coco(coco, split)
     names = {c["id"]: c["name"] for c in content["categories"]}
+    content = _first_images(content, 12, names)
     synsets = {
         key: visual_genome.COCO_SYNSETS.get(name, f"{name.replace(' ', '_')}.n.01")
         for key, name in names.items()

@@ -1,4 +1,4 @@
-"""What a config resolves to, by the names that recipes have for it: of the solver, model and weights built."""
+"""What a config resolves to, by the names that recipes have for it."""
 
 import functools
 import re
@@ -13,9 +13,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.solver import build_lr_scheduler
-from torch import nn
-
 from registry_lines import of_file
+from torch import nn
 
 FPN_CHANNELS = 256
 _NORMS = {"BatchNorm2d": "BN", "NaiveSyncBatchNorm": "SyncBN", "SyncBatchNorm": "SyncBN"}
@@ -52,7 +51,7 @@ class Figures:
 
     @functools.cached_property
     def started(self) -> nn.Module:
-        """The mask head with weights. Its regions have fewer cells: one of MaskX's layers is huge."""
+        """The mask head with weights, for regions of few cells: one of MaskX's layers is huge."""
         torch.manual_seed(0)
         if self.cfg.MODEL.META_ARCHITECTURE == "CondInst":
             shapes = [ShapeSpec(channels=FPN_CHANNELS, stride=2**k) for k in (3, 4, 5)]

@@ -17,8 +17,8 @@ _HEAD = Path(__file__).with_name("head.md")
 _RAN = Path(__file__).with_name("ran.yaml")
 _FEW = 3
 _RECIPES = (
-    "What configs resolve to, and what paper and released code have instead; where a cell is empty, they do not say. "
-    "Rates and iterations of another batch are compared in proportion to it."
+    "What configs resolve to, and what paper and released code have; where a cell is empty, they\n"
+    "do not say. Rates and iterations of another batch are compared in proportion to it."
 )
 
 

@@ -14,7 +14,6 @@ import psis_d2  # noqa: F401
 from psis_d2.data.datasets import partial_shapes
 
 import pytest
-
 from forked_commands import ForkedCommands
 from paper_data import write_bdd100k, write_coco, write_visual_genome, write_voc12
 from registry_lines import merged, model_of, of_file, parsed, trainings, word_vectors
@@ -32,7 +31,7 @@ SMALL = """INPUT.MIN_SIZE_TRAIN [96] INPUT.MIN_SIZE_TRAIN_SAMPLING choice
     MODEL.RPN.PRE_NMS_TOPK_TRAIN 50 MODEL.RPN.PRE_NMS_TOPK_TEST 50
     MODEL.RPN.POST_NMS_TOPK_TRAIN 20 MODEL.RPN.POST_NMS_TOPK_TEST 20
     TEST.DETECTIONS_PER_IMAGE 3 TEST.PICTURES 0
-    MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0""".split()  # nothing pretrained to freeze
+    MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"""  # nothing pretrained to freeze
 # Not the config's backbone, for the one that runs in every suite.
 SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 
@@ -146,7 +145,7 @@ def test_rows_whose_model_no_config_has_train_and_evaluate(some_of_all, tmp_path
 
 def _train_and_evaluate(name: str, data: Data, folder: Path, options=()) -> list[str]:
     """Train in a folder; returns the words of the command line."""
-    words = ["train", "--config-file", name, "--num-gpus", "0", "MODEL.WEIGHTS", "", *SMALL]
+    words = ["train", "--config-file", name, "--num-gpus", "0", "MODEL.WEIGHTS", "", *SMALL.split()]
     words += [*data.options(name), "OUTPUT_DIR", str(folder), *options]
     data.commands.run(words, folder)
     cfg, results = of_file(name), _results(folder)

@@ -5,7 +5,6 @@ from psis_d2.experiments.recipes import Recipe, _recipe, recipes
 from psis_d2.model_zoo import config_names
 
 import pytest
-
 from recipe_figures import READERS, SAMPLED, figures_of
 
 

@@ -16,7 +16,6 @@ from psis_d2.experiments.plot import CATEGORIES, MASKS, SHARE
 from psis_d2.model_zoo import config_names
 
 import pytest
-
 from registry_lines import merged, model_of, of_file, parsed, trainings, word_vectors
 
 ROOT = Path(__file__).parents[2]
