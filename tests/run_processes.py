@@ -11,7 +11,14 @@ from pathlib import Path
 # Forked from a process that has imported what a run needs, and computed nothing: a start takes no
 # time, and PyTorch lives through the fork.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["train_net", "run_processes", "psis_d2.engine.trainer"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("train_net", "run_processes", "psis_d2.engine.trainer"),
+        # what a run imports when it needs it
+        *("torch.utils.tensorboard", "torch.utils.cpp_extension", "omegaconf", "faster_coco_eval"),
+        *("detectron2.utils.visualizer", "PIL.PngImagePlugin"),
+    ]
+)
 
 
 def train(line: list[str]) -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -209,7 +208,8 @@ def load_shape_priors(path: str) -> ShapePriors:
     """Read a file that :func:`save_shape_priors` wrote.
 
     Raises:
-        UserError: there is none, or it is something else.
+        UserError: there is none, or it is something else: empty, cut off, of other sizes than it
+            says.
     """
     make = "make it with psis-d2 make-shape-priors"
     if not os.path.isfile(path):
@@ -218,11 +218,15 @@ def load_shape_priors(path: str) -> ShapePriors:
         with np.load(path, allow_pickle=False) as file:
             priors, provenance = file["priors"], json.loads(str(file["provenance"]))
         known = provenance["format"] == _FORMAT
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no file of shape priors ({error}); {make}.") from error
-    usable = priors.dtype == np.float32 and priors.ndim in (3, 4) and priors.size > 0
+        shape = (provenance["num_priors"], SIDE, SIDE)
+        sized = priors.shape[-3:] == shape and priors.ndim == 3 + provenance["class_specific"]
+        named = all(isinstance(name, str) for name in provenance["masks_of_class"])
+    except Exception as error:  # NumPy and its zip files have many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is no file of shape priors ({reason}); {make}.") from error
+    usable = known and sized and named and priors.dtype == np.float32 and priors.size > 0
     # A comparison with NaN is false.
-    if not (known and usable and priors.min() >= 0 and priors.max() <= 1):
+    if not (usable and priors.min() >= 0 and priors.max() <= 1):
         raise UserError(f"{path} has no shape priors between 0 and 1; {make}.")
     return ShapePriors(priors, provenance)
 
@@ -231,26 +235,35 @@ def prepare_shape_priors(cfg) -> None:
     """Make the priors of a config of ShapeMask, unless they are there.
 
     A file that the config names is checked: it must not be made from masks that training may not
-    see. Without a name the priors are made, unless those in ``OUTPUT_DIR`` are of the same masks.
+    see. Without a name the priors are made, unless those in ``OUTPUT_DIR`` are of the same masks; a
+    file there that is none is replaced, with a warning.
 
     Raises:
-        UserError: the file is missing, unusable or shows too much, or there are too few masks.
+        UserError: the named file is missing, unusable or shows too much, or there are too few
+            masks.
     """
     path = priors_path(cfg)
     if cfg.PSIS.SHAPEMASK.PRIORS:
         _check_visible(cfg, path, load_shape_priors(path).provenance)
         return
     dicts = get_training_dicts(cfg, add_missing=False)
-    if os.path.isfile(path):
-        provenance = load_shape_priors(path).provenance
-        if _request(cfg, dicts).items() <= provenance.items():
-            return
+    if os.path.isfile(path) and _are_of(path, _request(cfg, dicts)):
+        return
     shape_priors = make_shape_priors(cfg, dicts)
     save_shape_priors(path, shape_priors)
     logger.info(
         "Made %d shape priors from %d masks: %s",
         *(shape_priors.provenance["num_priors"], shape_priors.provenance["masks_used"], path),
     )
+
+
+def _are_of(path: str, request: dict) -> bool:
+    """Whether a file has the priors that :func:`_request` asks for."""
+    try:
+        return request.items() <= load_shape_priors(path).provenance.items()
+    except UserError as error:
+        logger.warning("%s They are made again.", str(error).partition("; make it")[0] + ".")
+        return False
 
 
 def _check_visible(cfg, path: str, provenance: dict) -> None:

@@ -1,7 +1,9 @@
 """Shape priors: cut out by hand, from visible masks alone, the same file from the same seed."""
 
 import json
+import multiprocessing
 import os
+import pickle
 from pathlib import Path
 
 import psis_d2  # noqa: F401
@@ -25,6 +27,7 @@ from pycocotools import mask as mask_util
 pytest.importorskip("sklearn")
 
 SIZE = (60, 80)
+ROUNDS = 5
 
 
 def annotation(box, segmentation):
@@ -213,6 +216,98 @@ def test_prepared_once_and_again_when_masks_change(shapes, tmp_path):
     assert load_shape_priors(path).provenance["masks_of_class"]["class1"] == 12
 
 
+def with_other(path: Path, **changes) -> bytes:
+    """The file with other priors or another provenance."""
+    with np.load(path) as file:
+        content = {"priors": file["priors"], "provenance": file["provenance"]}
+    other = path.with_suffix(".other.npz")
+    np.savez(other, **{**content, **changes})
+    return other.read_bytes()
+
+
+def foreign(path: Path) -> bytes:
+    np.savez(path.with_suffix(".other.npz"), boxes=np.zeros((3, 4)))
+    return path.with_suffix(".other.npz").read_bytes()
+
+
+def bare(path: Path) -> bytes:
+    np.save(path.with_suffix(".other.npy"), np.zeros((4, 32, 32), np.float32))
+    return path.with_suffix(".other.npy").read_bytes()
+
+
+def no_masks_named(path: Path) -> np.ndarray:
+    with np.load(path) as file:
+        provenance = json.loads(str(file["provenance"]))
+    return np.array(json.dumps({**provenance, "masks_of_class": None}))
+
+
+DAMAGE = {
+    "empty": lambda path: b"",
+    "cut off": lambda path: path.read_bytes()[: path.stat().st_size // 2],
+    "without its last byte": lambda path: path.read_bytes()[:-1],
+    "with a flipped bit": lambda path: path.read_bytes().replace(b"?", b">"),
+    "an array alone": bare,
+    "foreign": foreign,
+    "text": lambda path: b"<html>not found</html>",
+    "a pickle": lambda path: pickle.dumps({"priors": 1}),
+    "of more priors": lambda path: with_other(path, priors=np.zeros((5, 32, 32), np.float32)),
+    "of smaller ones": lambda path: with_other(path, priors=np.zeros((4, 16, 16), np.float32)),
+    "of numbers beyond 1": lambda path: with_other(path, priors=np.ones((4, 32, 32), "f4") * 2),
+    "not finite": lambda path: with_other(path, priors=np.full((4, 32, 32), np.nan, "f4")),
+    "of nobody": lambda path: with_other(path, provenance=np.array("{}")),
+    "of no categories": lambda path: with_other(path, provenance=no_masks_named(path)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_priors_are_made_again_with_a_warning(shapes, damage, caplog):
+    path = Path(priors_path(shapes))
+    prepare_shape_priors(shapes)
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](path))
+    assert path.read_bytes() != whole
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="psis_d2"):
+        prepare_shape_priors(shapes)
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert warning.startswith(f"{path} ")
+    assert warning.endswith(". They are made again.")
+    assert path.read_bytes() == whole
+    # those that somebody names are not ours to replace
+    path.write_bytes(damaged := DAMAGE[damage](path))
+    shapes.PSIS.SHAPEMASK.PRIORS = str(path)
+    with pytest.raises(UserError, match="make it with psis-d2 make-shape-priors"):
+        prepare_shape_priors(shapes)
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_two_processes_that_make_the_same_priors_at_once_both_end_well(shapes, damaged):
+    path = Path(priors_path(shapes))
+    prepare_shape_priors(shapes)  # also: what the processes share is imported
+    whole = path.read_bytes()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+
+    def run():
+        for _ in range(ROUNDS):
+            if barrier.wait(60) == 0:
+                path.unlink()
+                if damaged:
+                    path.write_bytes(whole[:1000])
+            barrier.wait(60)
+            prepare_shape_priors(shapes)
+            assert path.read_bytes() == whole
+
+    processes = [context.Process(target=run) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode == 0
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_priors_of_hidden_masks_are_refused(shapes, tmp_path):
     split = shapes.PSIS.SEEN_CLASSES
     shapes.PSIS.SEEN_CLASSES = "all"
@@ -231,7 +326,9 @@ def test_unusable_files(tmp_path):
     path.write_text("no")
     with pytest.raises(UserError, match="is no file of shape priors"):
         load_shape_priors(str(path))
-    priors = np.full((2, 4, 4), 1.5, np.float32)
-    np.savez(path, priors=priors, provenance=json.dumps({"format": shape_priors._FORMAT}))
+    facts = {"format": shape_priors._FORMAT, "num_priors": 2, "class_specific": False}
+    facts["masks_of_class"] = {}
+    priors = np.full((2, 32, 32), 1.5, np.float32)
+    np.savez(path, priors=priors, provenance=json.dumps(facts))
     with pytest.raises(UserError, match="no shape priors between 0 and 1"):
         load_shape_priors(str(path))
