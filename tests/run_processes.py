@@ -28,6 +28,15 @@ def train(line: list[str]) -> None:
     train_net.invoke_main(line)
 
 
+def torchrun(argument: tuple[int, list[str]]) -> None:
+    """The same in so many processes that torchrun starts, as the program of that name."""
+    from torch.distributed.run import main
+
+    processes, line = argument
+    script = str(Path(__file__).parents[1] / "train_net.py")
+    main(["--standalone", f"--nproc_per_node={processes}", script, *line])
+
+
 def _begin(log: str, target: Callable, argument, limits: dict[int, int]) -> None:
     from psis_d2.engine.signals import die_with_parent
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 
 from psis_d2.engine import signals
+from psis_d2.engine.cut_off_evaluation import EvaluationsOnce
 from psis_d2.engine.logs import failing_with_the_disk
 from psis_d2.engine.non_finite import explain, is_non_finite
 from psis_d2.engine.resources import (
@@ -86,17 +87,22 @@ class GuardedTraining:
 
     def after_step(self):
         with self._ending_well(), self._gate.deferring():
+            evaluates = True
             for hook in self._hooks:
-                if not isinstance(hook, EvalHook):
+                if isinstance(hook, EvalHook):
+                    evaluates = not self._gate.received
+                    if evaluates:
+                        with self._gate.deferring(False):
+                            hook.after_step()
+                elif evaluates or not isinstance(hook, EvaluationsOnce):
                     hook.after_step()
-                elif not self._gate.received:
-                    with self._gate.deferring(False):
-                        hook.after_step()
             main = comm.is_main_process()
             if self._gate.received and (main or self._gate.seconds() > _FOLLOW_SECONDS):
                 self._stop()
 
     def after_train(self):
+        # where nothing was left to train, the loop counts one too many
+        self.iter = min(self.iter, self.max_iter)
         try:
             if not self._failed:
                 with self._ending_well():

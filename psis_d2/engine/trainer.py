@@ -11,6 +11,7 @@ from psis_d2.data.loader import build_test_loader, build_train_loader
 from psis_d2.data.training_set import seen_ids_for
 from psis_d2.engine.best_checkpoint import BestCheckpoint
 from psis_d2.engine.checkpoint import Checkpointer
+from psis_d2.engine.cut_off_evaluation import EvaluationsOnce
 from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.guard import GuardedTraining, SaveBeforeEvaluation
 from psis_d2.engine.loop import build_loop
@@ -135,7 +136,12 @@ class Trainer(GuardedTraining, DefaultTrainer):
         """Detectron2's, after one that seeds every iteration; more around the evaluation."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         at = max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        hooks[at + 1 : at + 1] = build_evaluation_hooks(self.cfg, self.model)
+        looking = build_evaluation_hooks(self.cfg, self.model)
+        if self.cfg.DATASETS.TEST and self.cfg.TEST.EVAL_PERIOD > 0:
+            evaluating = [hooks[at], *looking]
+            period, folder = self.cfg.TEST.EVAL_PERIOD, self.cfg.OUTPUT_DIR
+            looking.append(EvaluationsOnce(period, folder, evaluating))
+        hooks[at + 1 : at + 1] = looking
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             hooks.insert(at, SaveBeforeEvaluation(self.cfg.TEST.EVAL_PERIOD))
         return [SeedEachIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks

@@ -80,6 +80,7 @@ def test_a_checkpoint_is_written_before_an_evaluation(trainer, tmp_path):
     resumed = trainer("TEST.EVAL_PERIOD", 2, resume=True)
     assert resumed.start_iter == 2
     resumed.train()
+    assert resumed.evaluations == 2  # the one that failed is made again
     model = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     assert all(torch.equal(model[name], value) for name, value in expected.items())
 
@@ -103,6 +104,17 @@ class InLastIteration(HookBase):
 
 def refuse():
     raise UserError("The image is of cheese.")
+
+
+def test_an_evaluation_that_is_done_is_not_made_again(trainer, tmp_path):
+    run = trainer("TEST.EVAL_PERIOD", 2, hooks=[InLastIteration(refuse)])
+    with pytest.raises(SystemExit):
+        run.train()
+    assert run.evaluations == 1
+    resumed = trainer("TEST.EVAL_PERIOD", 2, resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    assert resumed.evaluations == 1  # the last one
 
 
 def test_a_run_that_failed_in_its_last_iteration_is_not_evaluated(trainer):

@@ -1,28 +1,123 @@
-"""Killed at random moments, autolabel and a download end as if nothing had been.
-
-Training has the same in ``tests/engine/test_processes.py``.
-"""
+"""Killed at random moments, training, autolabel and a download end as if nothing had been."""
 
 import hashlib
+import itertools
+import json
+import operator
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import psis_d2
+from psis_d2.engine.checkpoint import read_checkpoint
 
 import pytest
+import torch
 
 from file_server import FileServer
-from run_processes import Run
+from run_processes import Run, train
 from saved_models import save_model
-from tiny_data import write_tiny_data
+from tiny_data import command_line, write_tiny_data
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
 NAME = "m_00000000.pth"
 MANY = pytest.param(50, marks=pytest.mark.faults)
+
+
+# A run of seven checkpoints and two evaluations, on a model of a few MB.
+TRAINING = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 4)
+TRAINING += ("SEED", 3, "DATALOADER.NUM_WORKERS", 0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+TRAINING += ("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16)
+TRAINING += ("TEST.DETECTIONS_PER_IMAGE", 5)
+# What it writes: a kill follows a change of one of these by a moment, or follows nothing.
+WRITTEN = (
+    "model_*",
+    "inference/*/*",
+    "config.yaml*",
+    "last_checkpoint*",
+    "metrics.json",
+    "log.txt",
+)
+WRITTEN += ("events.*", "results.json*", "run.lock", "")
+A_FEW = 5
+
+
+def stamps(folder: Path, pattern: str) -> set[tuple]:
+    """Names, sizes and times of a folder's files."""
+    found = set()
+    for path in folder.glob(pattern):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+        found.add((path.name, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def killed_while_writing(run: Run, folder: Path, pattern: str, draw: random.Random) -> bool:
+    """Kill a run as it writes some file; False if it has ended well before."""
+    if not pattern:
+        return killed(run, draw.uniform(0, 5))
+    changes = draw.choice((1, 1, 2, 3))
+    known = stamps(folder, pattern)
+    while run.process.is_alive() and changes:
+        if (now := stamps(folder, pattern)) != known:
+            known, changes = now, changes - 1
+        time.sleep(0.001)
+    return killed(run, draw.uniform(0, 0.05))
+
+
+def state_of(folder: Path) -> dict:
+    """What training has left: weights, what the optimizer keeps, results and predictions."""
+    content = read_checkpoint(str(folder / "model_final.pth"))
+    kept = content["trainer"]["_trainer"]["optimizer"]["state"]
+    tensors = {f"{i} {key}": x for i, state in kept.items() for key, x in state.items()}
+    assert len(tensors) > 50
+    best = read_checkpoint(str(folder / "model_best.pth"))
+    files = {path.name: path.read_bytes() for path in (folder / "inference").rglob("*.json")}
+    assert len(files) == 4
+    results = {"results": (folder / "results.json").read_bytes(), "iteration": content["iteration"]}
+    return {**tensors, **content["model"], **files, **results, "best": best["iteration"]}
+
+
+def assert_same_end(folder: Path, whole: dict) -> None:
+    """Every bit is that of the uninterrupted run, and nothing unfinished lies about."""
+    parts = state_of(folder)
+    assert parts.keys() == whole.keys()
+    for name, value in whole.items():
+        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+        assert same(parts[name], value), name
+    left = [path.name for path in folder.rglob("*") if path.suffix == ".part"]
+    assert left == []
+    for line in (folder / "metrics.json").read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize("kills", [A_FEW, MANY])
+def test_training_ends_in_the_same_bits(tmp_path, kills):
+    data, log = write_tiny_data(tmp_path / "data"), tmp_path / "log"
+    finish(train, command_line(data, tmp_path / "out", *TRAINING, config="agnostic_shapes"), log)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    whole, draw = state_of(tmp_path / "whole"), random.Random(3)
+    done, patterns = dict.fromkeys(WRITTEN, 0), itertools.cycle(WRITTEN)
+    # of one name, which the checkpoints hold
+    folder = tmp_path / "out"
+    line = ["--resume", *command_line(data, folder, *TRAINING, config="agnostic_shapes")]
+    while sum(done.values()) < kills:
+        with Run(line, log) as run:
+            pattern = next(patterns)
+            was_killed = killed_while_writing(run, folder, pattern, draw)
+        done[pattern] += was_killed
+        if not was_killed:
+            assert_same_end(folder, whole)
+            shutil.rmtree(folder)
+    finish(train, line, log)
+    assert_same_end(folder, whole)
+    print("kills after a change of", done)
 
 
 def label(job: dict) -> None:
@@ -83,10 +178,10 @@ def test_autolabel_gives_the_same_bytes(tmp_path, kills):
         assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("kills", [6, MANY])
+@pytest.mark.parametrize("kills", [A_FEW, MANY])
 def test_a_download_gives_the_same_bytes(tmp_path, kills):
     draw, cache = random.Random(2), tmp_path / "cache"
-    with FileServer({"/m.pth": CONTENT}, pause=0.02) as server:
+    with FileServer({"/m.pth": CONTENT}, pause=0.01) as server:
         job = {"cache": str(cache), "url": server.url("/m.pth")}
         seconds = finish(download, job, tmp_path / "log")
         (cache / NAME).unlink()
