@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from psis_d2.check.findings import Findings
 from psis_d2.data.coco import file_name_of
 from psis_d2.data.points import usable_points
-from psis_d2.data.records import is_box, is_side, read_flag, read_id
+from psis_d2.data.records import has_area, is_box, is_side, read_flag, read_id
 from psis_d2.data.segmentation import read_segmentation
 from psis_d2.errors import UserError
 
@@ -242,7 +242,7 @@ def _check_box(annotation: dict, record: dict, label: str, check: DatasetCheck) 
         check.findings.add("bad box", f"{label}: {box!r}")
         return False
     x, y, width, height = box
-    if width <= 0 or height <= 0:
+    if not has_area(width, height):
         check.findings.add("flat box", f"{label}: {box}")
         return False
     size = record.get("width"), record.get("height")

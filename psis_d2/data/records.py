@@ -27,6 +27,8 @@ CROWDS = ("ignore", "instances")
 _HUGE = 1e9
 # Nor an image's side: Pillow refuses far smaller ones.
 _LONGEST_SIDE = 100_000
+# A box of thinner sides has no area in float32, which training computes in.
+_THINNEST = 1e-18
 _BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 _FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
@@ -207,6 +209,11 @@ def is_box(value) -> bool:
     return -_HUGE < a < _HUGE and -_HUGE < b < _HUGE and -_HUGE < c < _HUGE and -_HUGE < d < _HUGE
 
 
+def has_area(width: float, height: float) -> bool:
+    """Whether a box of these sides, in pixels, has an area that training can compute with."""
+    return width > _THINNEST and height > _THINNEST
+
+
 def number_annotations(annotations: Sequence[dict], where: str, repeated_ids: bool = False) -> None:
     """Give every annotation a unique ``id`` of 64 bits, its own if all are such. In place.
 
@@ -315,4 +322,4 @@ def _has_extent(annotation: dict) -> bool:
     a, b, c, d = annotation["bbox"]
     if annotation["bbox_mode"] == BoxMode.XYXY_ABS:
         c, d = c - a, d - b
-    return c > 0 and d > 0
+    return has_area(c, d)

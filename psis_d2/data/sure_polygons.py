@@ -64,7 +64,8 @@ def _well_formed(
     # Comparisons with a NaN are false, and reductions hand it on.
     low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
     limit = reach * sizes.max(axis=1)
-    return good & (low >= -limit) & (high <= limit) & (lengths * (high - low) <= longest)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are no coordinates
+        return good & (low >= -limit) & (high <= limit) & (lengths * (high - low) <= longest)
 
 
 def _cover(polygons: Sequence[array], sizes: np.ndarray, share: float) -> np.ndarray:

@@ -81,6 +81,11 @@ def test_a_fault_in_the_json(data, kind):
     assert found(data)[kind] == 1
 
 
+def test_a_box_whose_area_is_lost_in_rounding_is_flat(data):
+    spoil(data, lambda c, i, a: _second(a, "bbox", [0.0, 0.0, 8e-224, 8e-224]))
+    assert found(data)["flat box"] == 1
+
+
 def test_a_mask_without_a_pixel_is_none(data):
     spoil(data, lambda c, i, a: _second(a, "segmentation", [[70, 70, 80, 70, 80, 80]]))
     assert found(data)["bad mask"] == 1

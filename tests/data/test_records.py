@@ -168,7 +168,7 @@ def test_image_ids_of_any_size_and_kind_stay():
     assert type(dicts[-1]["image_id"]) is int
 
 
-@pytest.mark.parametrize("box", [[5, 2, 5, 10], [5, 2, 4, 10], [1, 2, 9, 2]])
+@pytest.mark.parametrize("box", [[5, 2, 5, 10], [5, 2, 4, 10], [1, 2, 9, 2], [0, 0, 1e-223, 9]])
 def test_flat_boxes_of_corners_are_left_out(box, caplog):
     (found,) = get_dataset_dicts(register(record(annotation(bbox=box), annotation(id=3))))
     assert len(found["annotations"]) == 1

@@ -66,3 +66,10 @@ def test_parts_are_put_together(monkeypatch):
     monkeypatch.setattr(sure_polygons, "_AT_A_TIME", 7)
     assert sure_of(polygons) == whole and 0 < sum(whole) < 50
     assert sure_of([]) == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("far", [1e308, float("inf"), float("nan")])
+def test_numbers_that_are_no_coordinates_are_never_sure_and_warn_nobody(far):
+    square = [2, 2, 20, 2, 20, 20, 2, 20]
+    assert sure_of([square, [-far, 2, far, 2, far, 20, 2, 20]]) == [True, False]
