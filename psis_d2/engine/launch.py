@@ -5,6 +5,7 @@ all, and none outlives its parent.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -32,6 +33,8 @@ TIMEOUT = 1800.0
 _LAST_WORDS = 5.0
 # ... and after a signal so long to write a checkpoint and leave.
 _GRACE = 40.0
+# So long torchrun may not answer before it counts as gone.
+_AGENT_SECONDS = 5.0
 
 
 def launch(
@@ -88,6 +91,16 @@ def launch(
 def is_first(machine_rank: int = 0) -> bool:
     """Whether this process starts a run, or is the first of those that torchrun started."""
     return machine_rank == 0 and not (_under_torchrun() and os.environ["RANK"] != "0")
+
+
+@functools.cache
+def follow_torchrun() -> None:
+    """Let this process end with the torchrun that started it, if one did.
+
+    To be called first: later it may be gone already, and nobody would end this process.
+    """
+    if _under_torchrun():
+        die_with_parent(os.getppid())
 
 
 def _under_torchrun() -> bool:
@@ -311,7 +324,8 @@ def _is_stopped(pid: int) -> bool:
 
 def _join_from_environment(num_gpus: int, timeout: float) -> None:
     """Join the process group that torchrun describes in the environment."""
-    die_with_parent(os.getppid())
+    follow_torchrun()
+    _look_for_agent()
     on_gpu = num_gpus > 0
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if on_gpu:
@@ -325,6 +339,29 @@ def _join_from_environment(num_gpus: int, timeout: float) -> None:
         "nccl" if on_gpu else "gloo", init_method="env://", timeout=timedelta(seconds=timeout)
     )
     _create_local_group(int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+
+
+def _look_for_agent() -> None:
+    """See that torchrun still lives, without which PyTorch would wait for the whole timeout.
+
+    It may have died while this process was importing. Where its own store is where the processes
+    meet, it listens before it starts them.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    end = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            socket.create_connection(address, timeout=_AGENT_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise LostProcess(
+                    f"torchrun, which started this process, is gone: nobody answers at "
+                    f"{address[0]}:{address[1]} ({error.strerror or error}); start the run again."
+                ) from error
+            time.sleep(0.5)
 
 
 def _create_local_group(per_machine: int) -> None:

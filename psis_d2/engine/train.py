@@ -8,7 +8,7 @@ import psis_d2.modeling  # noqa: F401  (registers detectors and heads)
 from psis_d2.data.foreign_masks import names_file
 from psis_d2.engine.checkpoint import remove_leftovers
 from psis_d2.engine.expectations import verify_expected
-from psis_d2.engine.launch import is_first, launch
+from psis_d2.engine.launch import follow_torchrun, is_first, launch
 from psis_d2.engine.lock import locked
 from psis_d2.engine.logs import failing_with_the_disk, keeping_messages
 from psis_d2.engine.setup import (
@@ -72,7 +72,9 @@ def train(
         LostProcess: one of several processes has died or hangs.
         SystemExit: one of the processes has ended with a status, or a signal has ended the run.
     """
-    args = with_seen(argparse.Namespace(**locals()))
+    args = argparse.Namespace(**locals())
+    follow_torchrun()
+    args = with_seen(args)
     args.num_gpus = choose_gpus(args.num_gpus)
     args = with_classes_of_checkpoint(args)
     cfg = build_config(args)
