@@ -1,17 +1,17 @@
-"""Runs that are killed, stopped, starved and interrupted, as processes of their own."""
+"""Runs that are killed, stopped, starved and interrupted, as processes of their own.
+
+Killed at random moments they are in ``tests/faults/test_kills.py``.
+"""
 
 import json
 import os
-import random
 import resource
 import signal
-import time
 
 import psis_d2  # noqa: F401
 from psis_d2.engine.checkpoint import read_checkpoint
 
 import pytest
-import torch
 
 from run_processes import Run, command, none_alive
 from tiny_data import command_line, write_tiny_data
@@ -153,52 +153,6 @@ def test_a_log_on_a_full_disk(data, tmp_path, name):
         (sentence,) = run.errors()
         assert "The disk is full" in sentence
         assert "No space left on device" in sentence
-
-
-def state_of(path) -> dict[str, torch.Tensor]:
-    """Weights and what the optimizer keeps for each, in one dict."""
-    content = read_checkpoint(str(path))
-    kept = content["trainer"]["_trainer"]["optimizer"]["state"]
-    kept = {f"{i} {key}": x for i, state in kept.items() for key, x in state.items()}
-    assert len(kept) > 50
-    return content["model"] | kept
-
-
-def killed_runs(data, folder, kills: int, draw: random.Random) -> None:
-    """Train in `folder`, with SIGKILL at random moments around the writing of checkpoints."""
-    line = command_line(data, folder, *CAMPAIGN, config=QUICK)
-    for _ in range(kills):
-        with Run(["--resume", *line], folder.with_suffix(".log")) as run:
-            known = set(folder.glob("model_*"))
-            # a checkpoint is being written, or a moment later
-            run.wait_for(lambda known=known: set(folder.glob("model_*")) - known)
-            time.sleep(draw.uniform(0, 0.3))
-            os.kill(run.pid, signal.SIGKILL)
-            assert run.status() in (-signal.SIGKILL, 0)
-    with Run(["--resume", *line], folder.with_suffix(".log")) as run:
-        assert run.status(200) == 0, run.text()[-3000:]
-
-
-CAMPAIGN = ("SOLVER.MAX_ITER", 14, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "[]")
-CAMPAIGN += ("SEED", 3, "DATALOADER.NUM_WORKERS", 0)
-
-
-@pytest.mark.parametrize(
-    ("kills", "rounds"), [(5, 1), pytest.param(10, 5, marks=pytest.mark.faults)]
-)
-def test_killed_while_saving_resumes_bit_by_bit(data, tmp_path, kills, rounds):
-    """Every kill may cost work, none a result: the end equals that of an uninterrupted run."""
-    line = command_line(data, tmp_path / "whole", *CAMPAIGN, config=QUICK)
-    with Run(line, tmp_path / "whole.log") as run:
-        assert run.status(200) == 0, run.text()[-3000:]
-    whole = state_of(tmp_path / "whole" / "model_final.pth")
-    for i in range(rounds):
-        folder = tmp_path / f"killed{i}"
-        killed_runs(data, folder, kills, random.Random(i))
-        parts = state_of(folder / "model_final.pth")
-        assert parts.keys() == whole.keys()
-        assert all(torch.equal(parts[name], value) for name, value in whole.items())
-        assert not list(folder.glob("*.part"))
 
 
 def test_results_json_is_written_whole(data, tmp_path):

@@ -43,7 +43,7 @@ WRITTEN = (
     "log.txt",
 )
 WRITTEN += ("events.*", "results.json*", "run.lock", "")
-A_FEW = 5
+A_FEW = 3
 
 
 def stamps(folder: Path, pattern: str) -> set[tuple]:
