@@ -199,21 +199,33 @@ def by_turns(functions: list[Callable[[], object]], device: str, seconds: float)
     return [min(x) if device == "cpu" else statistics.median(x) for x in times]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure beside times and operations.
+
+    Attributes:
+        seconds: see :func:`by_turns`.
+        waits: how often the host would wait.
+        parts: time by part, ops and memory.
+    """
+
+    seconds: float
+    waits: bool
+    parts: bool
+
+
 def measure_mode(
-    subject: Subject, rival: Subject | None, mode: str, seconds: float, flops: dict[str, float]
+    subject: Subject, rival: Subject | None, mode: str, wanted: Wanted, flops: dict[str, float]
 ) -> dict[str, str]:
     """A row: one model in one mode."""
     device, images = subject.point.device, subject.point.images
     step = subject.steps[mode]
     functions = [step] if rival is None else [step, rival.steps[mode]]
     by_part = subject.flops(mode)
-    own, *other = by_turns(functions, device, seconds)
+    own, *other = by_turns(functions, device, wanted.seconds)
     other = other[0] if other else own
     work = by_part["all"]
     flops.setdefault(mode, work)  # Mask R-CNN is the first
-    profile = profile_step(subject.model, step, device)
-    peak = peak_memory(step, device) if device == "cuda" else profile.peak
-    total = sum(profile.milliseconds.values())
     row = {"model": subject.name, "mode": mode, **subject.point.columns()}
     row["images/s"] = f"{images / own:.3g}"
     row["Mask R-CNN's"] = f"{images / other:.3g}"
@@ -221,21 +233,30 @@ def measure_mode(
     row["GFLOP"] = f"{work / 1e9:.1f}"
     row["x GFLOP"] = f"{work / flops[mode]:.2f}"
     row["excess"] = f"{own / other - work / flops[mode]:+.2f}"
-    row["ops"] = str(profile.ops)
-    row["waits"] = ""
-    row["MB"] = f"{peak / 1e6:.0f}"
-    row["ms"] = f"{1e3 * own:.1f}"
+    row |= {"ops": "", "waits": "", "MB": "", "ms": f"{1e3 * own:.1f}"}
+    row |= {f"ms {part}": "" for part in PARTS}
+    row |= {f"GFLOP {part}": f"{by_part[part] / 1e9:.1f}" for part in (*FLOP_PARTS, "head")}
+    row |= {"ms of the head": "", "ms loader": "", "ms evaluation": ""}
+    if wanted.parts:
+        _add_parts(row, subject, mode, own)
+    return row
+
+
+def _add_parts(row: dict[str, str], subject: Subject, mode: str, own: float) -> None:
+    """Time by part, ops and memory of a row whose step takes `own` seconds."""
+    device, step = subject.point.device, subject.steps[mode]
+    profile = profile_step(subject.model, step, device)
+    peak = peak_memory(step, device) if device == "cuda" else profile.peak
+    total = sum(profile.milliseconds.values())
+    row["ops"], row["MB"] = str(profile.ops), f"{peak / 1e6:.0f}"
     shares = {part: t / total * 1e3 * own for part, t in profile.milliseconds.items()}
     for part in PARTS:
         within = sum(t for name, t in shares.items() if name == part or name.startswith(part + ":"))
         row[f"ms {part}"] = f"{within:.1f}"
     layers = {name: t for name, t in shares.items() if name.startswith("head")}
-    row |= {f"GFLOP {part}": f"{by_part[part] / 1e9:.1f}" for part in (*FLOP_PARTS, "head")}
     row["ms of the head"] = "; ".join(
         f"{n.partition(': ')[2] or 'rest'} {t:.1f}" for n, t in layers.items()
     )
-    row["ms loader"], row["ms evaluation"] = "", ""
-    return row
 
 
 def loader_seconds(subject: Subject) -> float:
@@ -266,7 +287,7 @@ def evaluation_seconds(subject: Subject) -> float:
 
 
 def bench(
-    names: list[str], point: Point, modes: list[str], seconds: float, count_waits: bool
+    names: list[str], point: Point, modes: list[str], wanted: Wanted
 ) -> Iterator[tuple[dict[str, str], list[dict[str, str]]]]:
     """A row of each model and mode at a point, and rows of the places where it waits."""
     rival = Subject(PLAIN, point, _scratch())
@@ -274,16 +295,18 @@ def bench(
     for name in [PLAIN, *names]:
         subject = rival if name == PLAIN else Subject(name, point, _scratch())
         for mode in modes:
-            row = measure_mode(subject, None if subject is rival else rival, mode, seconds, flops)
+            row = measure_mode(subject, None if subject is rival else rival, mode, wanted, flops)
             places = []
-            if count_waits:
+            if wanted.waits:
                 waits = subject.waits(mode)
                 row["waits"] = str(sum(waits.values()))
                 places = [
                     {"model": name, "mode": mode, "waits": str(n), "place": place}
                     for place, n in waits.items()
                 ]
-            if mode == "train":
+            if not wanted.parts:
+                pass
+            elif mode == "train":
                 row["ms loader"] = f"{1e3 * loader_seconds(subject):.1f}"
             else:
                 row["ms evaluation"] = f"{1e3 * evaluation_seconds(subject):.1f}"
@@ -318,6 +341,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=["train", "test"], default=["train", "test"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--no-waits", action="store_true", help="do not count where the host waits")
+    parser.add_argument("--no-parts", action="store_true", help="do not split times by part")
     parser.add_argument("--label", default="", help="a word for the file's name")
     args = parse_common(parser)
     facts = environment(args.device) | {"date": time.strftime("%Y-%m-%d")}
@@ -325,8 +349,9 @@ def main() -> None:
     names = args.configs or [f"{name}_R50" for name in METHODS]
     rows, places = [], []
     for number, point in enumerate(points_of(args)):
-        count = not args.no_waits and (number == 0 or bool(args.grow))
-        for row, where in bench(names[: args.shapes], point, args.modes, args.seconds, count):
+        waits = not args.no_waits and (number == 0 or bool(args.grow))
+        wanted = Wanted(args.seconds, waits, not args.no_parts)
+        for row, where in bench(names[: args.shapes], point, args.modes, wanted):
             rows.append(row)
             places += where
             if args.save:  # after each row: what is stopped halfway has left something
