@@ -12,7 +12,7 @@ ARGS ?=
 WORKERS ?= 2 # processes of the tests; one for a debugger: make test WORKERS=0 ARGS="--pdb"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu faults bench bench-shapes experiments-smoke check-cuda gpu-session docs lint format doctor env build clean distclean
+.PHONY: help demo test test-slow test-gpu faults bench bench-shapes bench-masks bench-photographs experiments-smoke check-cuda gpu-session docs lint format doctor env build clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -42,8 +42,14 @@ check-cuda: env ## compile the CUDA kernels, no GPU needed; fails on warnings an
 gpu-session: ## all that a GPU is needed for: tests, sanitizer, benchmarks, models; see its head
 	@$(PYTHON) tools/gpu_session.py $(ARGS)
 
-bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
+bench-masks: build ## train mask heads on a finished detector on PartialShapes 2, write RESULTS.md
 	@$(VENV_PYTHON) -m benchmarks.yardsticks $(ARGS)
+
+bench-photographs: build ## the same on photographs of PASCAL VOC 2012; ARGS="--data FOLDER"
+	@$(VENV_PYTHON) -m benchmarks.yardsticks --yardstick photographs $(ARGS)
+
+bench-shapes: build ## train every quick config on PartialShapes with three seeds, write RESULTS.md
+	@$(VENV_PYTHON) -m benchmarks.yardsticks --yardstick partial_shapes $(ARGS)
 
 experiments-smoke: build ## one row of each kind of the papers' tables on a few PartialShapes
 	@$(VENV_PYTHON) -m psis_d2 experiment --smoke $(ARGS)

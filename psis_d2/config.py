@@ -129,6 +129,9 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
     # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
     node.TRAIN_ONLY = "", one_of("mask_head", "")
+    # Folder in which such a training keeps the frozen backbone's feature maps, a file an image, and
+    # finds them again: they are most of an iteration's time on a CPU. "" = compute them each time.
+    node.KEEP_FEATURES = "", text(empty=True), needs(("PSIS.TRAIN_ONLY", "mask_head"))
 
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.

@@ -1,15 +1,17 @@
-"""Train every config of a yardstick with one budget and several seeds; write its page.
+"""Train every config of a yardstick with one budget and several seeds; write RESULTS.md.
 
-    python -m benchmarks.yardsticks                        # PartialShapes: all rows, three seeds
-    python -m benchmarks.yardsticks --only agnostic oracle --seeds 0
-    python -m benchmarks.yardsticks --write-expected       # and what the configs are checked for
-    python -m benchmarks.yardsticks --only agnostic --measure-again TEST.BOX_SHRINK 0.75
+    python -m benchmarks.yardsticks                        # PartialShapes 2: all rows, three seeds
+    python -m benchmarks.yardsticks --only baseline oracle --seeds 0
+    python -m benchmarks.yardsticks --yardstick photographs --data VOC_FOLDER
+    python -m benchmarks.yardsticks --yardstick partial_shapes --write-expected
+    python -m benchmarks.yardsticks --page-only            # all tables of the runs that are there
 
-A row is a config, configs/quick/<row>_shapes.yaml: add one, and it joins the table. A run leaves
-its figures in the yardstick's CSV and is not repeated, so an interrupted bench continues and the
-page can be made of runs on several machines (--fresh starts over); --measure-again evaluates its
-model with other options and adds what is new. Runs go side by side, one thread each. Exits with 1
-if a claim of the page does not hold.
+A row is a config, for PartialShapes 2 and photographs configs/masks/<row>.yaml, for PartialShapes
+configs/quick/<row>_shapes.yaml: add one, and it joins the table. A run leaves its figures in the
+yardstick's CSV and is not repeated, so an interrupted bench continues and the page can be made of
+runs on several machines (--fresh starts over); --measure-again evaluates its model with other
+options and adds what is new. Runs go side by side, one thread each. Exits with 1 if a claim of the
+page does not hold.
 """
 
 import argparse
@@ -23,10 +25,18 @@ from psis_d2.errors import exit_on_user_error
 
 from ..measure import ROOT
 from .bench import FILLED, Bench, configs_of, rows_of, write_expected, write_page
+from .page import render_table
 from .partial_shapes import PARTIAL_SHAPES
+from .partial_shapes_2 import PARTIAL_SHAPES_2
+from .partial_shapes_2_val import PARTIAL_SHAPES_2_VAL
+from .photographs import PHOTOGRAPHS
 from .runs import forget_runs
 
-YARDSTICKS = {"partial_shapes": PARTIAL_SHAPES}
+YARDSTICKS = {
+    yardstick.name: yardstick
+    for yardstick in (PARTIAL_SHAPES_2, PHOTOGRAPHS, PARTIAL_SHAPES_2_VAL, PARTIAL_SHAPES)
+}
+"""In the order of RESULTS.md."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,13 +46,13 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--yardstick", choices=YARDSTICKS, default="partial_shapes")
+    parser.add_argument("--yardstick", choices=YARDSTICKS, default="partial_shapes_2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows, by config name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--output", type=Path, help="of the runs; default: output/<yardstick>")
-    parser.add_argument("--page", type=Path, help="default: the yardstick's")
-    parser.add_argument("--picture", type=Path, help="default: the yardstick's, or beside --page")
+    parser.add_argument("--data", type=Path, help="folder of the data files, for photographs")
+    parser.add_argument("--page", type=Path, help="default: RESULTS.md")
     parser.add_argument(
         "--write-expected", action="store_true", help="update EXPECTED_RESULTS of the configs"
     )
@@ -68,10 +78,13 @@ def run_all(args: argparse.Namespace) -> None:
     configs = configs_of(yardstick, args.only)
     if args.fresh:
         forget_runs(yardstick.runs_file, [*configs, *([] if args.only else [FILLED])])
+    output = (args.output or ROOT / "output" / args.yardstick).resolve()
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    bench = Bench(yardstick, output, threads, args.data and args.data.resolve())
+    bench.register_data()
     get_dataset_dicts(yardstick.train_set)  # made once, before the runs race for it
-    output = args.output or ROOT / "output" / args.yardstick
-    bench = Bench(yardstick, output, threads=max(1, (os.cpu_count() or 1) // args.jobs))
     bench.fill_boxes()
+    bench.train_detector()
 
     def work(task: tuple[str, int]) -> None:
         done = bench.run(*task)
@@ -96,12 +109,10 @@ def main() -> None:
     for row in rows:
         if args.write_expected and row.name in configs and row.runs:
             write_expected(configs[row.name], row)
-    page = args.page or ROOT / yardstick.page
-    picture = ROOT / yardstick.picture if args.page is None else page.with_suffix(".png")
-    picture = args.picture or picture
-    write_page(yardstick, rows, page, picture)
-    print(page.read_text(encoding="utf-8"))
-    print(f"Written to {page} and {picture}")
+    page = args.page or ROOT / "RESULTS.md"
+    write_page(list(YARDSTICKS.values()), page)
+    print(render_table(rows, yardstick.columns))
+    print(f"All tables are in {page}")
     if broken := [claim.words for claim in yardstick.claims if not claim.holds(rows)]:
         sys.exit(f"error: {len(broken)} claims do not hold, see the page: {'; '.join(broken)}.")
 

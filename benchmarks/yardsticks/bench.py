@@ -14,19 +14,23 @@ from pathlib import Path
 
 import psis_d2
 from psis_d2.data import get_class_names, resolve_seen_classes
+from psis_d2.data.coco import register_coco_json
 from psis_d2.errors import UserError
 from psis_d2.evaluation import box_fill_results
 
 import torch
+from detectron2.data import DatasetCatalog
 
 from ..measure import ROOT, device_name
-from .page import render_page
+from .page import render_page, render_section
 from .picture import results_picture
 from .rows import Row, Run, Yardstick, expected_results
 from .runs import put_run, read_runs
 
 FILLED = "box_fill"
 """The row of a model that fills every box, which needs no training."""
+DETECTOR = "detector"
+"""The row of the detector that all others start from."""
 
 
 def configs_of(yardstick: Yardstick, only: Sequence[str] = ()) -> dict[str, Path]:
@@ -47,7 +51,12 @@ def configs_of(yardstick: Yardstick, only: Sequence[str] = ()) -> dict[str, Path
             f"There is no {yardstick.configs} for {', '.join(unknown)}; choose among "
             f"{', '.join(sorted(found))}."
         )
-    names = only or sorted(found, key=lambda name: (name == yardstick.last, name))
+    first = {name: place for place, name in enumerate(yardstick.order)}
+
+    def place(name: str) -> tuple:
+        return (name == yardstick.last, first.get(name, len(first)), name)
+
+    names = only or sorted(found, key=place)
     return {name: found[name] for name in names}
 
 
@@ -60,23 +69,38 @@ def rows_of(yardstick: Yardstick) -> list[Row]:
     """The rows of the page with the runs that are kept, from files of the repository alone."""
     titles = {FILLED: "Whole box filled, no model"}
     titles |= {name: title_of(config) for name, config in configs_of(yardstick).items()}
+    if yardstick.detector:
+        titles[DETECTOR] = "The detector that all rows start from"
     of_config = {name: [] for name in titles}
     for run in read_runs(yardstick.runs_file):
         of_config.get(run.config, []).append(run)
     return [Row(name, titles[name], runs) for name, runs in of_config.items()]
 
 
-def page_of(yardstick: Yardstick, rows: Sequence[Row], picture: str) -> str:
-    """The page of some rows; `picture` is where it finds its picture."""
-    remarks = yardstick.remarks_file.read_text(encoding="utf-8")
-    return render_page(yardstick, rows, picture=picture, remarks=remarks)
+def page_of(yardsticks: Sequence[Yardstick]) -> str:
+    """The page of some yardsticks in this order, of files of the repository alone."""
+    sections = [
+        render_section(
+            yardstick,
+            rows_of(yardstick),
+            picture=yardstick.picture,
+            remarks=yardstick.remarks_file.read_text(encoding="utf-8"),
+        )
+        for yardstick in yardsticks
+        if read_runs(yardstick.runs_file)
+    ]
+    return render_page(sections)
 
 
-def write_page(yardstick: Yardstick, rows: Sequence[Row], page: Path, picture: Path) -> None:
-    """Write the page and its picture."""
-    results_picture(rows).savefig(picture, dpi=110)
-    text = page_of(yardstick, rows, os.path.relpath(picture, page.parent))
-    page.write_text(text, encoding="utf-8")
+def write_page(yardsticks: Sequence[Yardstick], page: Path) -> None:
+    """Write the page and its pictures, which lie in ``docs`` beside it."""
+    for yardstick in yardsticks:
+        if not yardstick.picture:
+            continue
+        picture = page.parent / yardstick.picture
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        results_picture(rows_of(yardstick)).savefig(picture, dpi=110)
+    page.write_text(page_of(yardsticks), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -87,21 +111,81 @@ class Bench:
         yardstick: whose configs.
         output: folder for the outputs of the runs.
         threads: of one run.
+        data: folder of the yardstick's data files.
     """
 
     yardstick: Yardstick
     output: Path
     threads: int = 1
+    data: Path | None = None
 
-    def run(self, name: str, seed: int) -> Run:
-        """Train and evaluate a row with a seed, unless its figures are kept already."""
+    def register_data(self) -> None:
+        """Give the yardstick's data files their names, in this process.
+
+        Raises:
+            UserError: it has some, and no folder was given.
+        """
+        for name, *paths in self._data_files():
+            if name not in DatasetCatalog:
+                register_coco_json(name, *paths)
+
+    def _data_files(self) -> list[list[str]]:
+        files = self.yardstick.data_files
+        if files and self.data is None:
+            raise UserError(
+                f"{self.yardstick.heading} is no data set that can be made here; name the folder "
+                f"that holds {files[0][1]} by --data."
+            )
+        return [[name, *(str(self.data / path) for path in paths)] for name, *paths in files]
+
+    @property
+    def _home(self) -> Path:
+        """Folder of the detector and its feature maps."""
+        return self.output.parent / (self.yardstick.home or self.output.name)
+
+    def run(self, name: str, seed: int | None) -> Run:
+        """Train and evaluate a row with a seed, unless its figures are kept already.
+
+        A row that is not trained has none, whatever `seed` says.
+        """
+        seed = None if name in self.yardstick.untrained else seed
         if kept := self._kept(name, seed):
             return kept
-        shutil.rmtree(self._folder(name, seed), ignore_errors=True)
+        folder = self._folder(name, seed)
+        shutil.rmtree(folder, ignore_errors=True)
         start = time.time()
-        options = ["SEED", str(seed)]
-        results = self._train_net(name, self._folder(name, seed), options)
-        done = Run(
+        options = [] if seed is None else ["SEED", str(seed)]
+        words = [*options, *self._detector_options(name)]
+        flags = ["--eval-only"] if name in self.yardstick.untrained else []
+        config = configs_of(self.yardstick, [name])[name]
+        results = self._train_net(config, folder, words, flags)
+        done = self._done(name, seed, start, options, results)
+        put_run(self.yardstick.runs_file, done)
+        return done
+
+    def train_detector(self) -> None:
+        """Train what all rows start from, unless its weights are there."""
+        config, folder = self.yardstick.detector, self._home / DETECTOR
+        if not config or (folder / "model_final.pth").exists():
+            return
+        start = time.time()
+        options = ["TEST.BOXES", "detected"]
+        results = self._train_net(ROOT / config, folder, options)
+        put_run(self.yardstick.runs_file, self._done(DETECTOR, None, start, options, results))
+
+    def _detector_options(self, name: str) -> list[str]:
+        """Where a row finds the detector, and the feature maps of its frozen backbone."""
+        if not self.yardstick.detector:
+            return []
+        weights = ["MODEL.WEIGHTS", str(self._home / DETECTOR / "model_final.pth")]
+        if name in self.yardstick.untrained:
+            return weights
+        return [*weights, "PSIS.KEEP_FEATURES", str(self._home / "features")]
+
+    def _done(
+        self, name: str, seed: int | None, start: float, options: list[str], results: dict
+    ) -> Run:
+        return Run(
             config=name,
             seed=seed,
             commit=commit(),
@@ -110,11 +194,9 @@ class Bench:
             minutes=(time.time() - start) / 60,
             psis_d2=psis_d2.__version__,
             torch=torch.__version__,
-            options=" ".join([*_MEASURED, *options]),
+            options=" ".join([*self.yardstick.measured, *options]),
             results=results,
         )
-        put_run(self.yardstick.runs_file, done)
-        return done
 
     def measure_again(self, name: str, seed: int, options: list[str]) -> Run:
         """Evaluate a run's model with other options; tasks that are new join its figures.
@@ -128,7 +210,8 @@ class Bench:
         done = self.run(name, seed)
         weights = ["MODEL.WEIGHTS", str(model)]
         folder = self._folder(name, seed) / "again"
-        results = self._train_net(name, folder, [*weights, *options], ["--eval-only"])
+        config = configs_of(self.yardstick, [name])[name]
+        results = self._train_net(config, folder, [*weights, *options], ["--eval-only"])
         done = replace(
             done,
             results={**results, **done.results},
@@ -151,17 +234,19 @@ class Bench:
         runs = read_runs(self.yardstick.runs_file)
         return next((run for run in runs if (run.config, run.seed) == (name, seed)), None)
 
-    def _folder(self, name: str, seed: int) -> Path:
-        return self.output / f"{name}-{seed}"
+    def _folder(self, name: str, seed: int | None) -> Path:
+        return self.output / (name if seed is None else f"{name}-{seed}")
 
     def _train_net(
-        self, name: str, folder: Path, options: list[str], flags: Sequence[str] = ()
+        self, config: Path, folder: Path, options: list[str], flags: Sequence[str] = ()
     ) -> dict:
         """Run ``train_net.py`` with its output in a folder; its results, None made nan."""
-        config = configs_of(self.yardstick, [name])[name]
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "train_net.py", "--config-file", str(config), *flags]
-        command += ["OUTPUT_DIR", str(folder), "TEST.EXPECTED_RESULTS", "[]", *_MEASURED, *options]
+        command += ["OUTPUT_DIR", str(folder), "TEST.EXPECTED_RESULTS", "[]"]
+        if files := self._data_files():
+            command += ["PSIS.DATA_FILES", json.dumps(files)]
+        command += [*self.yardstick.options, *self.yardstick.measured, *options]
         with open(folder / "stdout.txt", "w") as log:
             status = subprocess.run(
                 command,
@@ -177,9 +262,6 @@ class Bench:
             task: {m: float("nan") if value is None else value for m, value in metrics.items()}
             for task, metrics in results.items()
         }
-
-
-_MEASURED = ["TEST.BOXES", "both"]
 
 
 def commit() -> str:

@@ -1,13 +1,16 @@
 """A page of results: tables of methods with their spread over seeds, and the claims."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 
-from .rows import Column, Row, Yardstick, spread
+from .differences import Comparison, rank_correlation, render_differences
+from .rows import UNSEEN, Column, Row, Yardstick, spread
 
 
 def render_table(rows: Sequence[Row], columns: Sequence[Column], minutes: bool = True) -> str:
     """The markdown table of the rows that have runs."""
-    headings = ["method", "row", "seeds", *(c.heading for c in columns)] + ["minutes"] * minutes
+    headings = ["method", "row", "seeds", *(c.heading for c in columns)]
+    headings += ["minutes", "commit"] * minutes
     lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
     for row in rows:
         if not row.runs:
@@ -15,7 +18,7 @@ def render_table(rows: Sequence[Row], columns: Sequence[Column], minutes: bool =
         seeds = [run for run in row.runs if run.seed is not None]
         times = [run.minutes for run in row.runs if run.minutes is not None]
         cells = [str(len(seeds) or "-"), *(spread(column.values(row)) for column in columns)]
-        cells += [spread(times)] * minutes
+        cells += [spread(times), _all(run.commit for run in row.runs)] * minutes
         lines.append(f"| {row.title} | `{row.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -44,36 +47,39 @@ def render_claims(yardstick: Yardstick, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def render_page(
-    yardstick: Yardstick, rows: Sequence[Row], *, picture: str = "", remarks: str = ""
-) -> str:
-    """The whole page. It depends on its arguments alone.
+def render_published(yardstick: Yardstick, rows: Sequence[Row]) -> str:
+    """The published order, and how well that of the rows agrees with it; "" if none is known."""
+    if not yardstick.published:
+        return ""
+    order = " < ".join(" ~ ".join(f"`{name}`" for name in names) for names in yardstick.published)
+    published = {name: rank for rank, names in enumerate(yardstick.published) for name in names}
+    measured = {
+        row.name: statistics.mean(values) for row in rows if (values := row.values(UNSEEN, "IoU"))
+    }
+    common = published.keys() & measured.keys()
+    found = rank_correlation(published, measured)
+    words = f"{found:+.2f} over {len(common)} rows" if found == found else "not measured yet"
+    return f"""Published order on COCO, worst first: {order}. Spearman's rank correlation of the means
+below (unseen IoU) with it: {words}.
 
-    Args:
-        yardstick: what is shown.
-        rows: in the table's order.
-        picture: where the page finds that of :func:`.picture.results_picture`, "" for none.
-        remarks: markdown for the end of the page, with its own heading.
-    """
-    runs = [run for row in rows for run in row.runs if run.seed is not None]
+"""
+
+
+def render_section(yardstick: Yardstick, rows: Sequence[Row], picture: str, remarks: str) -> str:
+    """What a page says of one yardstick, from its heading on. It depends on its arguments alone."""
+    runs = [run for row in rows for run in row.runs if run.machine]
     date = max((run.date for run in runs), default="unknown")
+    seeds = _all(str(run.seed) for run in runs if run.seed is not None)
     shown = f"![IoU of every row on seen and unseen categories]({picture})\n\n" if picture else ""
-    return f"""# Results
-
-Written by `{yardstick.command}` on {date}; tables and figures come from its runs, psis_d2
-{_all(r.psis_d2 for r in runs)}, torch {_all(r.torch for r in runs)}, seeds \
-{_all(str(r.seed) for r in runs)}, one thread a run.
-
-* commits: {_all(r.commit for r in runs)}
-* machines: {_all((r.machine for r in runs), "; ")}
-
-## {yardstick.heading}
-
-{yardstick.words}
-
-{shown}{render_table(rows, yardstick.columns)}
-
-{render_side_tables(yardstick, rows)}## Margins
+    groups = [
+        (words, [Comparison(*pair) for pair in pairs]) for words, pairs in yardstick.comparisons
+    ]
+    differences = render_differences(rows, groups)
+    if differences:
+        differences = f"### {yardstick.heading}: differences\n\n{differences}\n\n"
+    margins = ""
+    if yardstick.claims:
+        margins = f"""## Margins
 
 {yardstick.claim_words}
 
@@ -81,9 +87,27 @@ Written by `{yardstick.command}` on {date}; tables and figures come from its run
 
 A difference that is not in this list is not claimed.
 
-{remarks}"""
+"""
+    return f"""## {yardstick.heading}
+
+Written by `{yardstick.command}` on {date}; tables and figures come from its runs, psis_d2
+{_all(r.psis_d2 for r in runs)}, torch {_all(r.torch for r in runs)}, seeds {seeds}, one thread a run.
+
+* commits: {_all(r.commit for r in runs)}
+* machines: {_all((r.machine for r in runs), "; ")}
+
+{yardstick.words}
+
+{render_published(yardstick, rows)}{shown}{render_table(rows, yardstick.columns)}
+
+{render_side_tables(yardstick, rows)}{differences}{margins}{remarks}"""
+
+
+def render_page(sections: Sequence[str]) -> str:
+    """The whole page of the yardsticks' sections."""
+    return "# Results\n\n" + "\n".join(sections)
 
 
 def _all(words: Iterable[str], separator: str = ", ") -> str:
     """The different words, sorted."""
-    return separator.join(sorted(set(words) - {""})) or "unknown"
+    return separator.join(sorted(set(words) - {""})) or "-"

@@ -198,7 +198,6 @@ PARTIAL_SHAPES = Yardstick(
     split="shapes",
     overlap=0.3,
     last="oracle",
-    page="RESULTS.md",
     picture="docs/results.png",
     heading="PartialShapes",
     words="""\

@@ -131,14 +131,24 @@ class Yardstick:
         split: ``PSIS.SEEN_CLASSES`` of the configs.
         overlap: ``TEST.OVERLAP`` of the configs.
         last: row that ends the table, the upper bound.
-        page: the page, from the root of the repository.
-        picture: its picture, likewise.
+        picture: its picture, from the root of the repository; "" for none.
         heading: of the methods' table.
         words: above it.
         columns: of it.
         side_tables: below it.
         claims: what is asked of the figures.
         claim_words: above the table of claims.
+        measured: config keys and values of all rows: what is evaluated.
+        options: further keys and values of all rows and of the detector.
+        detector: config of a detector that all rows start from, trained once; "" for none.
+        untrained: rows that have nothing to train: they are evaluated alone, once.
+        order: rows that come first in the table, in this order.
+        published: rows in the published order of the methods, worst first; rows of one entry are
+            alike there.
+        comparisons: words, and the pairs of rows below them whose difference is shown.
+        data_files: data sets that are files of the user's: name, annotations and folder of images,
+            both in the folder that ``--data`` names.
+        home: name of the folder of the detector and its feature maps, "" = the yardstick's own.
     """
 
     file: Path
@@ -149,19 +159,32 @@ class Yardstick:
     split: str
     overlap: float
     last: str
-    page: str
     picture: str
     heading: str
     words: str
     columns: tuple[Column, ...]
     side_tables: tuple[SideTable, ...]
-    claims: tuple[Claim, ...]
-    claim_words: str
+    claims: tuple[Claim, ...] = ()
+    claim_words: str = ""
+    measured: tuple[str, ...] = ("TEST.BOXES", "both")
+    options: tuple[str, ...] = ()
+    detector: str = ""
+    untrained: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    published: tuple[tuple[str, ...], ...] = ()
+    comparisons: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    data_files: tuple[tuple[str, str, str], ...] = ()
+    home: str = ""
 
     @property
     def runs_file(self) -> Path:
         """The table of runs."""
         return self.file.with_suffix(".csv")
+
+    @property
+    def name(self) -> str:
+        """That of its three files."""
+        return self.file.stem
 
     @property
     def remarks_file(self) -> Path:

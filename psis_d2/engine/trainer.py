@@ -22,6 +22,7 @@ from psis_d2.engine.stages import PARTS, train_only
 from psis_d2.engine.wandb_writer import WandbWriter
 from psis_d2.errors import UserError
 from psis_d2.evaluation import build_evaluator, evaluate
+from psis_d2.modeling.kept_features import keep_features
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -80,6 +81,8 @@ class Trainer(GuardedTraining, DefaultTrainer):
         cfg = schedule_for(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
         stage = [train_only(model, cfg.PSIS.TRAIN_ONLY)] if cfg.PSIS.TRAIN_ONLY else []
+        if cfg.PSIS.KEEP_FEATURES:
+            keep_features(model.backbone, cfg.PSIS.KEEP_FEATURES)
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)

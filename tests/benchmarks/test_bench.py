@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.yardsticks.bench import FILLED, Bench, rows_of, write_expected, write_page
 from benchmarks.yardsticks.partial_shapes import PARTIAL_SHAPES
+from benchmarks.yardsticks.partial_shapes_2 import PARTIAL_SHAPES_2
 from benchmarks.yardsticks.rows import Row, Run
 from benchmarks.yardsticks.runs import read_runs
 
@@ -20,7 +21,8 @@ def bench(tmp_path, monkeypatch):
     yardstick = replace(PARTIAL_SHAPES, file=tmp_path / "yard.py")
     asked = []
 
-    def train_net(self, name, folder, options, flags=()):
+    def train_net(self, config, folder, options, flags=()):
+        name = config.stem.removesuffix("_shapes")
         asked.append((name, folder.name, options, list(flags)))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model_final.pth").touch()
@@ -64,12 +66,12 @@ def test_measuring_again_adds_what_is_new(bench):
 def test_a_page_is_made_of_what_is_there(bench, tmp_path):
     bench.run("oracle", 0)
     bench.run("agnostic", 0)
-    page, picture = tmp_path / "page.md", tmp_path / "page.png"
+    page, picture = tmp_path / "page.md", tmp_path / "docs" / "page.png"
     rows = rows_of(bench.yardstick)
-    write_page(bench.yardstick, rows, page, picture)
+    write_page([replace(bench.yardstick, picture="docs/page.png")], page)
     text = page.read_text()
     assert text.index("| `agnostic` | 1 |") < text.index("| `oracle` | 1 |")
-    assert "](page.png)" in text and text.endswith("## Remarks\n") and picture.stat().st_size > 999
+    assert "](docs/page.png)" in text and text.endswith("## Remarks\n") and picture.stat().st_size > 999
     assert [row.name for row in rows if row.runs] == ["agnostic", "oracle"]
     assert rows[0].name == FILLED
 
@@ -86,3 +88,49 @@ def test_expected_results_are_written_in_place_of_earlier_ones(tmp_path):
     config.write_text("MODEL:\nTEST:\n  OVERLAP: 0.3\nOUTPUT_DIR: out\n")
     with pytest.raises(UserError, match="has other TEST keys"):
         write_expected(config, Row("x", "X", [run]))
+
+
+@pytest.fixture
+def masks(bench, tmp_path):
+    """The same, of a yardstick whose rows start from a detector."""
+    (tmp_path / "masks.md").touch()
+    yardstick = replace(PARTIAL_SHAPES_2, file=tmp_path / "masks.py", home="home")
+    made = Bench(yardstick, tmp_path / "out" / "masks")
+    object.__setattr__(made, "asked", bench.asked)
+    return made
+
+
+def test_rows_start_from_one_detector_that_is_trained_once(masks, tmp_path):
+    home = tmp_path / "out" / "home"
+    weights = ["MODEL.WEIGHTS", str(home / "detector" / "model_final.pth")]
+    for _ in range(2):
+        masks.train_detector()
+    masks.run("baseline", 1)
+    masks.run("grabcut_test", 1)
+    masks.run("grabcut_test", 2)
+    kept = ["PSIS.KEEP_FEATURES", str(home / "features")]
+    assert masks.asked == [
+        ("Base-detector", "detector", ["TEST.BOXES", "detected"], []),
+        ("baseline", "baseline-1", ["SEED", "1", *weights, *kept], []),
+        ("grabcut_test", "grabcut_test", weights, ["--eval-only"]),
+    ]
+    runs = read_runs(masks.yardstick.runs_file)
+    assert [(run.config, run.seed) for run in runs] == [
+        ("baseline", 1),
+        ("detector", None),
+        ("grabcut_test", None),
+    ]
+    assert all(str(tmp_path) not in run.options for run in runs)  # no paths of this machine
+    assert {row.name for row in rows_of(masks.yardstick) if row.runs} == {run.config for run in runs}
+
+
+def test_data_files_are_looked_for_in_the_folder_that_is_named(bench, tmp_path):
+    yardstick = replace(bench.yardstick, data_files=(("photos_here", "a/b.json", "images"),))
+    with pytest.raises(UserError, match="holds a/b.json by --data"):
+        Bench(yardstick, tmp_path).register_data()
+    Bench(yardstick, tmp_path, data=tmp_path).register_data()
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    assert MetadataCatalog.get("photos_here").json_file == str(tmp_path / "a" / "b.json")
+    DatasetCatalog.remove("photos_here")
+    MetadataCatalog.remove("photos_here")

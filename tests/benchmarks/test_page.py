@@ -2,7 +2,13 @@
 
 from dataclasses import replace
 
-from benchmarks.yardsticks.page import render_claims, render_page, render_table
+from benchmarks.yardsticks.page import (
+    render_claims,
+    render_page,
+    render_published,
+    render_section,
+    render_table,
+)
 from benchmarks.yardsticks.partial_shapes import PARTIAL_SHAPES
 from benchmarks.yardsticks.rows import Claim, Column, Row, Run, expected_results, spread
 
@@ -45,14 +51,14 @@ def test_unmeasured_cells_are_dashes():
     table = render_table([row("agnostic", [40.0, 50.0])], PARTIAL_SHAPES.columns)
     last = table.splitlines()[-1]
     assert last.startswith("| Agnostic | `agnostic` | 2 | 60.0 ± 0.0 | 45.0 ± 7.1 | 60.0 ± 0.0 |")
-    assert last.endswith("| - | - | - | - | 2.0 ± 0.0 |")
+    assert last.endswith("| - | - | - | - | 2.0 ± 0.0 | abc |")
 
 
 def test_what_was_not_trained_has_no_seeds_and_no_minutes():
     filled = Row("box_fill", "Filled", [Run("box_fill", results={"gtbox_seen": {"IoU": 53.0}})])
     table = render_table([filled, Row("absent", "Never run")], PARTIAL_SHAPES.columns)
     last = table.splitlines()[-1]
-    assert last.startswith("| Filled | `box_fill` | - | 53.0 | - |") and last.endswith("| - | - |")
+    assert last.startswith("| Filled | `box_fill` | - | 53.0 | - |") and last.endswith("| - | - | - |")
 
 
 def test_a_claim_needs_its_margin_in_every_seed():
@@ -70,11 +76,22 @@ def test_the_page_names_what_its_runs_were_made_of():
     second = row(
         "b", [1.0, 2.0], machine="Brand Two", date="2026-01-03", psis_d2="1.0", torch="2.12"
     )
-    page = render_page(PARTIAL_SHAPES, [second, first], picture="x.png", remarks="## The end\n")
+    section = render_section(PARTIAL_SHAPES, [second, first], "x.png", "## The end\n")
+    page = render_page([section, "## Other\n"])
+    assert page.startswith("# Results\n\n## PartialShapes\n")
     assert "* commits: abc\n* machines: Brand One; Brand Two\n" in page
     assert "on 2026-01-03; tables" in page
     assert "psis_d2\n1.0, torch 2.11, 2.12, seeds 0, 1, one thread" in page
-    assert "](x.png)\n" in page and page.endswith("\n## The end\n")
+    assert "](x.png)\n" in page and page.endswith("\n## The end\n\n## Other\n")
+
+
+def test_the_published_order_and_how_well_the_rows_agree():
+    yardstick = replace(PARTIAL_SHAPES, published=(("a", "b"), ("c",), ("d",)))
+    rows = [row("a", [1.0, 3.0]), row("c", [4.0]), row("d", [3.0]), row("more", [9.0])]
+    words = render_published(yardstick, rows)
+    assert "`a` ~ `b` < `c` < `d`. Spearman" in words and "with it: +0.50 over 3 rows" in words
+    assert "not measured yet" in render_published(yardstick, rows[:1])
+    assert render_published(PARTIAL_SHAPES, rows) == ""
 
 
 def test_a_claim_needs_the_same_seeds_of_both_rows():
@@ -112,7 +129,7 @@ def test_every_claim_names_a_quick_config():
 
 def test_side_tables_have_the_rows_that_were_measured_and_what_they_lost():
     rows = [row("agnostic", [40.0]), shrunk_row("shapemask", 50.0, 47.5)]
-    page = render_page(PARTIAL_SHAPES, rows)
+    page = render_section(PARTIAL_SHAPES, rows, "", "")
     assert "Overlapped objects" not in page
     side = page.split("## Boxes that are too small")[1].split("## Margins")[0]
     lines = [line for line in side.splitlines() if "`" in line and line.startswith("|")]

@@ -1,0 +1,98 @@
+"""Feature maps of a frozen backbone, computed once an image and kept in a folder.
+
+Where the mask head alone learns, an iteration on a CPU is mostly the frozen backbone's forward
+pass, and every run that trains on one detector repeats it for the same images. Here a file an image
+holds the maps. Its name is a digest of the pixels as the backbone gets them, its folder one of the
+backbone's weights: nothing has to be told when either changes.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from psis_d2.errors import UserError
+from psis_d2.files import written_at_once
+
+import torch
+from detectron2.layers import cat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KeptFeatures:
+    """A frozen backbone's forward pass that looks into a folder first.
+
+    The features of an image are those of the image alone, as at test time: padding, which depends
+    on the other images of a batch, is cut off before and made of zeros after. So they are the same
+    whatever batch an image comes in, and whoever computed them.
+
+    Args:
+        backbone: in eval mode, without parameters that learn. All images that it gets are padded
+            by zeros to multiples of its largest stride.
+        folder: where the files are, made if it is missing.
+    """
+
+    def __init__(self, backbone: nn.Module, folder: str):
+        self.compute = backbone.forward
+        self.backbone = backbone
+        self.strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+        self.multiple = max(backbone.size_divisibility, 1)
+        self.root = Path(folder)
+        self.folder: Path | None = None
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Images float [N, 3, H, W], normalized, to feature maps [N, C, H / stride, W / stride]."""
+        if self.folder is None:  # weights are loaded after the model is built
+            self.folder = self.root / _digest(*self.backbone.state_dict().values())
+        each = [self._of_image(image) for image in images]
+        maps = {}
+        for name, stride in self.strides.items():
+            size = [-(-side // stride) for side in images.shape[-2:]]
+            maps[name] = cat([_padded(one[name], size) for one in each])
+        return maps
+
+    def _of_image(self, image: Tensor) -> dict[str, Tensor]:
+        used = image.ne(0).any(dim=0)
+        height, width = (_last(used.any(dim=dim)) for dim in (1, 0))
+        height, width = (-(-side // self.multiple) * self.multiple for side in (height, width))
+        image = image[:, :height, :width].contiguous()
+        path = self.folder / f"{_digest(image)}.pt"
+        if path.exists():
+            return torch.load(path, map_location=image.device, weights_only=True)
+        with torch.no_grad():
+            maps = {name: x.contiguous() for name, x in self.compute(image[None]).items()}
+        with written_at_once(str(path), binary=True) as file:
+            torch.save({name: x.cpu() for name, x in maps.items()}, file)
+        return maps
+
+
+def keep_features(backbone: nn.Module, folder: str) -> None:
+    """Let a backbone keep its feature maps in a folder, see :class:`KeptFeatures`; in place.
+
+    Raises:
+        UserError: the backbone learns.
+    """
+    if any(p.requires_grad for p in backbone.parameters()):
+        raise UserError(
+            "PSIS.KEEP_FEATURES keeps what a frozen backbone computes, and this one learns; set "
+            "PSIS.TRAIN_ONLY mask_head, or PSIS.KEEP_FEATURES ''."
+        )
+    backbone.forward = KeptFeatures(backbone, os.path.abspath(folder))
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _last(used: Tensor) -> int:
+    """How many entries there are up to the last true one; at least 1."""
+    rows = used.nonzero()
+    return int(rows[-1]) + 1 if len(rows) else 1
+
+
+def _padded(x: Tensor, size: list[int]) -> Tensor:
+    return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
