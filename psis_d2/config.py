@@ -127,11 +127,13 @@ def _add_run_config(keys: dict[str, Key]) -> None:
     node.CATEGORY_MAP = "", text(empty=True)
 
     # mask_head: the second stage of stage-wise training (Hu et al., CVPR 2018, sec. 3.2), the mask
-    # head alone on the detector that MODEL.WEIGHTS holds. "" = everything, end to end.
-    node.TRAIN_ONLY = "", one_of("mask_head", "")
+    # head alone on the detector that MODEL.WEIGHTS holds | mask_branch: with it the FPN, whose maps
+    # then fit the mask head better than they fit the detector. "" = everything, end to end.
+    node.TRAIN_ONLY = "", one_of("mask_head", "mask_branch", "")
     # Folder in which such a training keeps the frozen backbone's feature maps, a file an image, and
     # finds them again: they are most of an iteration's time on a CPU. "" = compute them each time.
-    node.KEEP_FEATURES = "", text(empty=True), needs(("PSIS.TRAIN_ONLY", "mask_head"))
+    frozen = needs(("PSIS.TRAIN_ONLY", "mask_head"), ("PSIS.TRAIN_ONLY", "mask_branch"))
+    node.KEEP_FEATURES = "", text(empty=True), frozen
 
     # ---- checkpoints ---------------------------------------------------------------------------
     # Start from a checkpoint of other classes: layers of another shape keep their random weights.

@@ -33,6 +33,11 @@ PHOTOGRAPHS = replace(
     picture="docs/results_photographs.png",
     heading="Photographs",
     order=("grabcut_test", "baseline", "dropout", *METHODS),
-    words="",
+    words="""\
+Photographs of PASCAL VOC 2012: 1,164 to train on, 291 to measure, 20 categories, 2,524 and 635
+masks, made of VOC's class maps and boxes; masks for every other category in alphabetical order
+(`benchmarks/yardsticks/photographs_seen.txt`). No photograph comes with this repository. Rows,
+schedule and measures are those of PartialShapes 2; the longest side is 256 pixels, and the detector
+learns from stride 16 on. Figures are in `benchmarks/yardsticks/photographs.csv`.""",
 )
 """What `make bench-photographs` measures."""

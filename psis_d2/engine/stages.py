@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from psis_d2.errors import UserError
 
 from detectron2.engine import HookBase
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
-PARTS = {"mask_head": "roi_heads.mask_head"}
+PARTS = {"mask_head": "roi_heads.mask_head", "mask_branch": "roi_heads.mask_head"}
+"""What may learn alone, and its module that a detector has no weights for. The mask branch is the
+mask head and the layers of the FPN between it and the backbone."""
 
 
 def train_only(model: nn.Module, part: str) -> "KeepFrozen":
@@ -37,6 +41,13 @@ def train_only(model: nn.Module, part: str) -> "KeepFrozen":
             f"PSIS.TRAIN_ONLY is '{part}'; choose one of {', '.join(PARTS)}, or '' for everything."
         )
     frozen = list(_beside(model, PARTS[part].split(".")))
+    if part == "mask_branch":
+        if not hasattr(model.backbone, "bottom_up"):
+            raise UserError(
+                f"PSIS.TRAIN_ONLY {part} trains an FPN, and {type(model.backbone).__name__} is none; "
+                "set PSIS.TRAIN_ONLY mask_head."
+            )
+        frozen = [model.backbone.bottom_up if m is model.backbone else m for m in frozen]
     for module in frozen:
         module.requires_grad_(False)
     return KeepFrozen(frozen)
@@ -53,6 +64,37 @@ def _beside(model: nn.Module, path: list[str]) -> Iterator[nn.Module]:
             )
         yield from (child for other, child in children.items() if other != name)
         model = children[name]
+
+
+def frozen_backbone(model: nn.Module) -> nn.Module:
+    """What of the backbone :func:`train_only` has frozen: all of it, or what is below the FPN."""
+    backbone = model.backbone
+    return backbone.bottom_up if any(p.requires_grad for p in backbone.parameters()) else backbone
+
+
+def skip_unread_proposals(model: nn.Module) -> None:
+    """Let a frozen RPN propose nothing in training where nobody reads what it proposes, in place.
+
+    That is where the mask head trains on annotated boxes and has no use for samples of the
+    background. At test time the RPN proposes as ever.
+    """
+    heads, generator = model.roi_heads, model.proposal_generator
+    if not isinstance(generator, RPN) or heads.mask_train_boxes == "proposals":
+        return
+    if heads.mask_head.needs.sampled or not heads.proposal_append_gt:
+        return
+    propose = generator.forward
+
+    def forward(images, features, gt_instances=None):
+        if gt_instances is None:
+            return propose(images, features)
+        boxes, logits = (images.tensor.new_zeros(0, *shape) for shape in ((4,), ()))
+        return [
+            Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=logits)
+            for size in images.image_sizes
+        ], {}
+
+    generator.forward = forward
 
 
 class KeepFrozen(HookBase):

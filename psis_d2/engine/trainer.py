@@ -18,7 +18,12 @@ from psis_d2.engine.loop import build_loop
 from psis_d2.engine.pictures import ValidationPictures
 from psis_d2.engine.schedule import schedule_for
 from psis_d2.engine.solver import build_optimizer, keeping_settings
-from psis_d2.engine.stages import PARTS, train_only
+from psis_d2.engine.stages import (
+    PARTS,
+    frozen_backbone,
+    skip_unread_proposals,
+    train_only,
+)
 from psis_d2.engine.wandb_writer import WandbWriter
 from psis_d2.errors import UserError
 from psis_d2.evaluation import build_evaluator, evaluate
@@ -81,8 +86,10 @@ class Trainer(GuardedTraining, DefaultTrainer):
         cfg = schedule_for(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         model = self.build_model(cfg)
         stage = [train_only(model, cfg.PSIS.TRAIN_ONLY)] if cfg.PSIS.TRAIN_ONLY else []
+        if stage:
+            skip_unread_proposals(model)
         if cfg.PSIS.KEEP_FEATURES:
-            keep_features(model.backbone, cfg.PSIS.KEEP_FEATURES)
+            keep_features(frozen_backbone(model), cfg.PSIS.KEEP_FEATURES)
         optimizer = self.build_optimizer(cfg, model)
         self._loader = _LoaderFromIteration(lambda start: build_train_loader(cfg, start_iter=start))
         model = wrap_for_distribution(model)

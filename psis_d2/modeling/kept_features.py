@@ -7,12 +7,14 @@ backbone's weights: nothing has to be told when either changes.
 """
 
 import hashlib
+import math
 import os
 from pathlib import Path
 
 from psis_d2.errors import UserError
 from psis_d2.files import written_at_once
 
+import numpy as np
 import torch
 from detectron2.layers import cat
 from torch import Tensor, nn
@@ -28,15 +30,16 @@ class KeptFeatures:
 
     Args:
         backbone: in eval mode, without parameters that learn. All images that it gets are padded
-            by zeros to multiples of its largest stride.
+            by zeros to multiples of its ``size_divisibility``, or of its largest stride.
         folder: where the files are, made if it is missing.
     """
 
     def __init__(self, backbone: nn.Module, folder: str):
         self.compute = backbone.forward
         self.backbone = backbone
-        self.strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
-        self.multiple = max(backbone.size_divisibility, 1)
+        self.shapes = backbone.output_shape()
+        strides = [shape.stride for shape in self.shapes.values()]
+        self.multiple = backbone.size_divisibility or max(strides)
         self.root = Path(folder)
         self.folder: Path | None = None
 
@@ -46,8 +49,8 @@ class KeptFeatures:
             self.folder = self.root / _digest(*self.backbone.state_dict().values())
         each = [self._of_image(image) for image in images]
         maps = {}
-        for name, stride in self.strides.items():
-            size = [-(-side // stride) for side in images.shape[-2:]]
+        for name, shape in self.shapes.items():
+            size = _size(images, shape.stride)
             maps[name] = cat([_padded(one[name], size) for one in each])
         return maps
 
@@ -56,13 +59,21 @@ class KeptFeatures:
         height, width = (_last(used.any(dim=dim)) for dim in (1, 0))
         height, width = (-(-side // self.multiple) * self.multiple for side in (height, width))
         image = image[:, :height, :width].contiguous()
-        path = self.folder / f"{_digest(image)}.pt"
+        sizes = {
+            name: (1, shape.channels, *_size(image, shape.stride))
+            for name, shape in self.shapes.items()
+        }
+        path = self.folder / f"{_digest(image)}.float32"
         if path.exists():
-            return torch.load(path, map_location=image.device, weights_only=True)
+            values = torch.from_numpy(np.fromfile(path, dtype=np.float32)).to(image.device)
+            parts = values.split([math.prod(size) for size in sizes.values()])
+            return {name: x.view(sizes[name]) for name, x in zip(sizes, parts, strict=True)}
         with torch.no_grad():
-            maps = {name: x.contiguous() for name, x in self.compute(image[None]).items()}
+            maps = self.compute(image[None])
+        maps = {name: maps[name].contiguous() for name in sizes}
         with written_at_once(str(path), binary=True) as file:
-            torch.save({name: x.cpu() for name, x in maps.items()}, file)
+            for x in maps.values():  # one after the other: their sizes follow from the image's
+                file.write(x.cpu().float().numpy().tobytes())
         return maps
 
 
@@ -92,6 +103,10 @@ def _last(used: Tensor) -> int:
     """How many entries there are up to the last true one; at least 1."""
     rows = used.nonzero()
     return int(rows[-1]) + 1 if len(rows) else 1
+
+
+def _size(image: Tensor, stride: int) -> list[int]:
+    return [-(-side // stride) for side in image.shape[-2:]]
 
 
 def _padded(x: Tensor, size: list[int]) -> Tensor:

@@ -84,6 +84,39 @@ def test_second_stage_changes_the_mask_head_alone(data, detector, tmp_path):
     assert losses <= {"loss_mask", "total_loss"}
 
 
+def test_the_mask_branch_is_the_mask_head_and_the_fpn(data, detector, tmp_path):
+    """And the maps below the FPN may be kept: nothing changes by that."""
+    keys = ("PSIS.TRAIN_ONLY", "mask_branch", "MODEL.WEIGHTS", detector, "SOLVER.MAX_ITER", 3)
+    trained = {}
+    for name, kept in (("plain", ""), ("filled", tmp_path / "maps"), ("found", tmp_path / "maps")):
+        train(config(data, tmp_path / name, *keys, "PSIS.KEEP_FEATURES", kept))
+        trained[name] = torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+    assert list((tmp_path / "maps").rglob("*.float32"))
+    before, after = torch.load(detector, weights_only=True)["model"], trained["filled"]
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {name for name in before if name.startswith("backbone.fpn_")}
+    for name, value in after.items():
+        assert torch.equal(value, trained["found"][name]), name
+        # The maps of one image at a time are those of a batch but for rounding.
+        torch.testing.assert_close(value, trained["plain"][name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_frozen_rpn_proposes_only_where_proposals_are_read(data, detector, tmp_path):
+    keys = ("PSIS.TRAIN_ONLY", "mask_head", "MODEL.WEIGHTS", detector)
+    for boxes, read in (("gt", False), ("proposals", True)):
+        options = (*keys, "PSIS.MASK_TRAIN_BOXES", boxes)
+        trainer = Trainer(config(data, tmp_path / boxes, *options))
+        trainer.resume_or_load(False)
+        model, calls = trainer.model, []
+        head = model.proposal_generator.rpn_head
+        head.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        trainer.train()
+        assert bool(calls) == read
+        assert trainer.storage.latest()["total_loss"][0] > 0
+        model.eval().inference([{"image": torch.zeros(3, 64, 64), "height": 64, "width": 64}])
+        assert calls
+
+
 def test_second_stage_resumes(data, detector, tmp_path):
     keys = ("PSIS.TRAIN_ONLY", "mask_head", "MODEL.WEIGHTS", detector)
     train(config(data, tmp_path, *keys))
@@ -112,7 +145,7 @@ def test_a_detector_that_was_never_trained_is_refused(data, detector, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (("PSIS.TRAIN_ONLY", "box_head"), "'box_head'; choose one of mask_head"),
+        (("PSIS.TRAIN_ONLY", "box_head"), "'box_head'; choose one of mask_head, mask_branch"),
         (DETECTOR_ALONE, "set MODEL.MASK_ON True"),
     ],
 )

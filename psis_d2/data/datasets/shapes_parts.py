@@ -30,11 +30,11 @@ LAYOUTS = ("bands", "shells", "sides", "spots")
 CATALOG_SEED = 11
 EDITION = 2  # in every image's seed: none is the first edition's in other paint
 _SATURATION = 0.75
-_SHARED_LOOKS = 0.7  # share of background pieces that look like a part of some object
-_REGIONS = (2, 5)  # half-open, like all integer ranges below
+_SHARED_LOOKS = 0.3  # share of background pieces that look like a part of some object
+_REGIONS = (0, 3)  # half-open, like all integer ranges below
 _REGION_SHARE = (0.15, 0.4)
 _REGION_WAVELENGTH = 64.0
-_DISTRACTORS = (1, 4)
+_DISTRACTORS = (0, 2)
 
 
 @dataclass(frozen=True)
