@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows, by config name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--threads", type=int, help="of a run; default: the cores over --jobs")
     parser.add_argument("--output", type=Path, help="of the runs; default: output/<yardstick>")
     parser.add_argument("--data", type=Path, help="folder of the data files, for photographs")
     parser.add_argument("--page", type=Path, help="default: RESULTS.md")
@@ -79,7 +80,7 @@ def run_all(args: argparse.Namespace) -> None:
     if args.fresh:
         forget_runs(yardstick.runs_file, [*configs, *([] if args.only else [FILLED])])
     output = (args.output or ROOT / "output" / args.yardstick).resolve()
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     bench = Bench(yardstick, output, threads, args.data and args.data.resolve())
     bench.register_data()
     get_dataset_dicts(yardstick.train_set)  # made once, before the runs race for it
