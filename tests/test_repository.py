@@ -23,6 +23,7 @@ PROGRAMS = ("make", "psis-d2", "python")
 
 # Configs of box detectors; all others have masks.
 DETECTORS_ALONE = {
+    "Base-detector.yaml",
     "fasterrcnn_R101.yaml",
     "fasterrcnn_R50.yaml",
     "fasterrcnn_vg3k_R101.yaml",

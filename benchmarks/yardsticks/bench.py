@@ -155,8 +155,9 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         start = time.time()
         options = [] if seed is None else ["SEED", str(seed)]
-        words = [*options, *self._detector_options(name)]
-        flags = ["--eval-only"] if name in self.yardstick.untrained else []
+        words = [*options, *self._weights(name, seed)]
+        trains = name not in self.yardstick.untrained and not self.yardstick.models
+        flags = [] if trains else ["--eval-only"]
         config = configs_of(self.yardstick, [name])[name]
         results = self._train_net(config, folder, words, flags)
         done = self._done(name, seed, start, options, results)
@@ -173,14 +174,19 @@ class Bench:
         results = self._train_net(ROOT / config, folder, options)
         put_run(self.yardstick.runs_file, self._done(DETECTOR, None, start, options, results))
 
-    def _detector_options(self, name: str) -> list[str]:
-        """Where a row finds the detector, and the feature maps of its frozen backbone."""
+    def _weights(self, name: str, seed: int | None) -> list[str]:
+        """What a row starts from: the detector, and the maps of its frozen backbone; or a model."""
         if not self.yardstick.detector:
             return []
-        weights = ["MODEL.WEIGHTS", str(self._home / DETECTOR / "model_final.pth")]
+        model = self._home / DETECTOR / "model_final.pth"
         if name in self.yardstick.untrained:
-            return weights
-        return [*weights, "PSIS.KEEP_FEATURES", str(self._home / "features")]
+            return ["MODEL.WEIGHTS", str(model)]
+        if self.yardstick.models:
+            model = self.output.parent / self.yardstick.models / f"{name}-{seed}/model_final.pth"
+            if not model.exists():
+                raise UserError(f"{model} is not there; train it by {self.yardstick.models} first.")
+            return ["MODEL.WEIGHTS", str(model)]
+        return ["MODEL.WEIGHTS", str(model), "PSIS.KEEP_FEATURES", str(self._home / "features")]
 
     def _done(
         self, name: str, seed: int | None, start: float, options: list[str], results: dict

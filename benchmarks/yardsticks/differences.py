@@ -123,9 +123,9 @@ def render_differences(
         return ""
     chance = made * 0.05
     parts.append(
-        f"{made} comparisons have an interval, {claimed} of these exclude zero; if nothing differed "
-        f"at all, about {chance:.1f} would by chance. Seeds differ in the mask head's weights and "
-        "in the order of the images; detector and images are the same, so an interval says nothing "
-        "of other detectors or other images."
+        f"{made} comparisons have an interval, {claimed} of these exclude zero; if nothing "
+        f"differed at all, about {chance:.1f} would by chance. Seeds differ in the mask head's "
+        "weights and in the order of the images; detector and images are the same, so an interval "
+        "says nothing of other detectors or other images."
     )
     return "\n\n".join(parts)

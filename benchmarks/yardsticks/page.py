@@ -59,8 +59,8 @@ def render_published(yardstick: Yardstick, rows: Sequence[Row]) -> str:
     common = published.keys() & measured.keys()
     found = rank_correlation(published, measured)
     words = f"{found:+.2f} over {len(common)} rows" if found == found else "not measured yet"
-    return f"""Published order on COCO, worst first: {order}. Spearman's rank correlation of the means
-below (unseen IoU) with it: {words}.
+    return f"""Published order on COCO, worst first: {order}. Spearman's rank correlation of
+the means below (unseen IoU) with it: {words}.
 
 """
 
@@ -91,7 +91,8 @@ A difference that is not in this list is not claimed.
     return f"""## {yardstick.heading}
 
 Written by `{yardstick.command}` on {date}; tables and figures come from its runs, psis_d2
-{_all(r.psis_d2 for r in runs)}, torch {_all(r.torch for r in runs)}, seeds {seeds}, one thread a run.
+{_all(r.psis_d2 for r in runs)}, torch {_all(r.torch for r in runs)}, seeds {seeds}, one thread a
+run.
 
 * commits: {_all(r.commit for r in runs)}
 * machines: {_all((r.machine for r in runs), "; ")}

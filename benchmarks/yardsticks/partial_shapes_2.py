@@ -41,7 +41,7 @@ COLUMNS = (
 )
 COMPARISONS = (
     (
-        "What the yardstick has to show: the oracle above what knows no masks, the baseline below it.",
+        "What the yardstick has to show: no masks below the oracle, and the baseline below it.",
         (
             ("oracle", "grabcut_test"),
             ("oracle", "box_fill"),

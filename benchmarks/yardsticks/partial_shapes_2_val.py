@@ -12,11 +12,12 @@ PARTIAL_SHAPES_2_VAL = replace(
     test_set="partial_shapes_2_val",
     options=("DATASETS.TEST", '["partial_shapes_2_val"]'),
     home=PARTIAL_SHAPES_2.name,
+    models=PARTIAL_SHAPES_2.name,
     published=(),
     comparisons=(PARTIAL_SHAPES_2.comparisons[0],),
     heading="PartialShapes 2, validation: how settings were chosen",
     words="""\
-The same rows on the validation images, and only those that something was chosen by.""",
+The models of some rows, on the validation images.""",
     picture="",
 )
 """Chooses; `partial_shapes_2` reports."""

@@ -148,6 +148,7 @@ class Yardstick:
         comparisons: words, and the pairs of rows below them whose difference is shown.
         data_files: data sets that are files of the user's: name, annotations and folder of images,
             both in the folder that ``--data`` names.
+        models: name of the yardstick whose models are evaluated; "" = they are trained.
         home: name of the folder of the detector and its feature maps, "" = the yardstick's own.
     """
 
@@ -175,6 +176,7 @@ class Yardstick:
     comparisons: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     data_files: tuple[tuple[str, str, str], ...] = ()
     home: str = ""
+    models: str = ""
 
     @property
     def runs_file(self) -> Path:

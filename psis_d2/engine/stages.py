@@ -44,8 +44,8 @@ def train_only(model: nn.Module, part: str) -> "KeepFrozen":
     if part == "mask_branch":
         if not hasattr(model.backbone, "bottom_up"):
             raise UserError(
-                f"PSIS.TRAIN_ONLY {part} trains an FPN, and {type(model.backbone).__name__} is none; "
-                "set PSIS.TRAIN_ONLY mask_head."
+                f"PSIS.TRAIN_ONLY {part} trains an FPN, and {type(model.backbone).__name__} is "
+                "none; set PSIS.TRAIN_ONLY mask_head."
             )
         frozen = [model.backbone.bottom_up if m is model.backbone else m for m in frozen]
     for module in frozen:

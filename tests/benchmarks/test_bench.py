@@ -71,7 +71,11 @@ def test_a_page_is_made_of_what_is_there(bench, tmp_path):
     write_page([replace(bench.yardstick, picture="docs/page.png")], page)
     text = page.read_text()
     assert text.index("| `agnostic` | 1 |") < text.index("| `oracle` | 1 |")
-    assert "](docs/page.png)" in text and text.endswith("## Remarks\n") and picture.stat().st_size > 999
+    assert (
+        "](docs/page.png)" in text
+        and text.endswith("## Remarks\n")
+        and picture.stat().st_size > 999
+    )
     assert [row.name for row in rows if row.runs] == ["agnostic", "oracle"]
     assert rows[0].name == FILLED
 
@@ -121,7 +125,9 @@ def test_rows_start_from_one_detector_that_is_trained_once(masks, tmp_path):
         ("grabcut_test", None),
     ]
     assert all(str(tmp_path) not in run.options for run in runs)  # no paths of this machine
-    assert {row.name for row in rows_of(masks.yardstick) if row.runs} == {run.config for run in runs}
+    assert {row.name for row in rows_of(masks.yardstick) if row.runs} == {
+        run.config for run in runs
+    }
 
 
 def test_data_files_are_looked_for_in_the_folder_that_is_named(bench, tmp_path):

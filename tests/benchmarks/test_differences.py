@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from benchmarks.yardsticks.differences import (
     Comparison,
     difference,
@@ -10,8 +12,6 @@ from benchmarks.yardsticks.differences import (
     render_differences,
 )
 from benchmarks.yardsticks.rows import Row, Run
-
-import pytest
 
 
 def row(name, **by_seed):

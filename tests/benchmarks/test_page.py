@@ -58,7 +58,9 @@ def test_what_was_not_trained_has_no_seeds_and_no_minutes():
     filled = Row("box_fill", "Filled", [Run("box_fill", results={"gtbox_seen": {"IoU": 53.0}})])
     table = render_table([filled, Row("absent", "Never run")], PARTIAL_SHAPES.columns)
     last = table.splitlines()[-1]
-    assert last.startswith("| Filled | `box_fill` | - | 53.0 | - |") and last.endswith("| - | - | - |")
+    assert last.startswith("| Filled | `box_fill` | - | 53.0 | - |") and last.endswith(
+        "| - | - | - |"
+    )
 
 
 def test_a_claim_needs_its_margin_in_every_seed():

@@ -72,7 +72,7 @@ def test_the_page_in_the_repository_is_that_of_its_runs_byte_for_byte():
 def test_every_run_is_of_a_config_and_every_claim_holds(name):
     yardstick = YARDSTICKS[name]
     rows = rows_of(yardstick)
-    assert len(read_runs(yardstick.runs_file)) == sum(len(row.runs) for row in rows) > 0
+    assert len(read_runs(yardstick.runs_file)) == sum(len(row.runs) for row in rows)
     assert [claim.words for claim in yardstick.claims if not claim.holds(rows)] == []
 
 
