@@ -2,10 +2,10 @@
 
     python benchmarks/bench_analysis.py --threads 1        # as large as COCO's validation set
 
-5,000 images with 7 objects on average, a fifth of them without masks, and 100 detections with masks;
-two heat-maps of 14 x 14 cells of every object. Each analysis is a command line, from its files to
-its plot. "cpu s" is the time of all threads: where other processes keep the cores busy, it says more
-than the wall's.
+5,000 images with 7 objects on average, a fifth of them without masks, and 100 detections with
+masks; two heat-maps of 14 x 14 cells of every object. Each analysis is a command line, from its
+files to its plot. "cpu s" is the time of all threads: where other processes keep the cores busy,
+it says more than the wall's.
 """
 
 import argparse

@@ -58,7 +58,9 @@ class ForkedCommands:
         status = int(self._process.stdout.readline() or -1)
         if status:
             log = (folder / "log.txt").read_text(errors="replace")
-            raise AssertionError(f"status {status} of {' '.join(order['words'])}\n{log[-3000:]}")
+            errors = "\n".join(x for x in log.splitlines() if x.startswith("error: "))
+            line = " ".join(order["words"])
+            raise AssertionError(f"status {status} of {line}\n{errors or log[-3000:]}")
 
 
 def _run(words: list[str], folder: str, seconds: int) -> int:
@@ -74,6 +76,7 @@ def _run(words: list[str], folder: str, seconds: int) -> int:
     except SystemExit as stop:
         return stop.code or 0
     except BaseException:
+        sys.stdout.flush()
         traceback.print_exc()
         return 1
 

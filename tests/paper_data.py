@@ -140,6 +140,10 @@ def write_visual_genome(coco: Path, folder: Path) -> int:
                 thing = {"object_id": a["id"], "x": x, "y": y, "w": max(1, w), "h": max(1, h)}
                 thing |= {"synsets": [synsets[a["category_id"]]], "merged_object_ids": []}
                 things.append({**thing, "names": [names[a["category_id"]]]})
+        # Of a category that COCO has not.
+        ground = {"object_id": 10**9 + number, "x": 0, "y": 0, "w": image["width"], "h": 50}
+        ground |= {"synsets": ["sky.n.01"], "merged_object_ids": [], "names": ["sky"]}
+        things.append(ground)
         objects.append({"image_id": number, "image_url": url, "objects": things})
         picture = root / "VG_100K" / f"{number}.jpg"
         picture.parent.mkdir(parents=True, exist_ok=True)
