@@ -31,6 +31,8 @@ class Figures:
     def __init__(self, name: str):
         self.cfg: CfgNode = of_file(name).clone()
         self.cfg.MODEL.DEVICE = "meta"
+        # No figure is of the bottom-up backbone, and a deep one is slow to build.
+        self.cfg.MODEL.RESNETS.DEPTH, self.cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
 
     @functools.cached_property
     def model(self) -> nn.Module:

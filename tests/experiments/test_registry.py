@@ -208,7 +208,8 @@ def test_every_row_builds_a_model_that_reads_its_keys(smoke, tmp_path, monkeypat
         if model_of(cfg) in built or cfg.DATASETS.TRAIN[0].startswith(ELSEWHERE):
             continue
         built.add(model_of(cfg))
-        args.opts += ["MODEL.RESNETS.DEPTH", str(min(50, cfg.MODEL.RESNETS.DEPTH))]
+        if cfg.MODEL.RESNETS.DEPTH >= 50:  # no key is about it, and it is slow to build
+            args.opts += ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
         try:
             build_config(args)
         except UserError as error:
