@@ -103,7 +103,9 @@ def write_random_priors(cfg: CfgNode, folder: Path) -> str:
     shape = () if agnostic else (cfg.MODEL.ROI_HEADS.NUM_CLASSES,)
     priors = np.random.default_rng(0).random((*shape, num_priors(cfg), SIDE, SIDE), np.float32)
     path = str(folder / "priors.npz")
-    save_shape_priors(path, ShapePriors(priors, {"format": "psis_d2 shape priors 1"}))
+    made = {"format": "psis_d2 shape priors 1", "num_priors": len(priors[0] if shape else priors)}
+    made |= {"class_specific": not agnostic, "masks_of_class": {}}
+    save_shape_priors(path, ShapePriors(priors, made))
     return path
 
 

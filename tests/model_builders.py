@@ -57,7 +57,8 @@ _FOLDER = tempfile.TemporaryDirectory()
 def write_priors(path: str, *shape: int) -> str:
     """A file of random shape priors, [K] or [classes, K] of them; returns its path."""
     priors = np.random.default_rng(0).random((*shape, 32, 32), dtype=np.float32)
-    save_shape_priors(path, ShapePriors(priors, {"format": "psis_d2 shape priors 1"}))
+    made = {"format": "psis_d2 shape priors 1", "num_priors": shape[-1], "masks_of_class": {}}
+    save_shape_priors(path, ShapePriors(priors, made | {"class_specific": len(shape) > 1}))
     return path
 
 
