@@ -32,7 +32,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
-        cfg = make_config(args.config, args.device, Path(scratch))
+        share = 1.0 if args.device == "cuda" else 1 / 8  # of the regions, in a rehearsal
+        cfg = make_config(args.config, args.device, Path(scratch), share=share)
         model = build_model(cfg)
     settle(model)
     step = training_step(model, make_batch(args.images, args.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES))
