@@ -30,7 +30,11 @@ def log(monkeypatch):
     log.setLevel(level)
 
 
-def test_what_is_said_before_the_log_is_in_it_once(log):
+def test_what_is_said_before_the_log_is_in_it_once(log, monkeypatch, capsys):
+    # pytest's, which a test gets when it begins: of the root, and of a logger that does not hand on
+    # its messages, as ours once an earlier test has set up a run
+    for logger_of_pytest in (logging.root, log):
+        monkeypatch.setattr(logger_of_pytest, "handlers", [])
     with keeping_messages():
         logger.info("%d crowds", 3)
         logger.warning("odd boxes")
@@ -41,6 +45,7 @@ def test_what_is_said_before_the_log_is_in_it_once(log):
     write_kept()
     assert heard.texts == ["3 crowds", "odd boxes"]
     assert log.level == logging.NOTSET
+    assert capsys.readouterr().err.split("\n") == ["odd boxes", ""]  # at once, and once
 
 
 def test_who_has_had_a_message_does_not_get_it_again(log, capsys):
