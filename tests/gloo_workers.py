@@ -1,18 +1,30 @@
 """What the processes of distributed tests run; spawned processes import it by name."""
 
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from psis_d2.data import get_training_dicts
+from psis_d2.data.mapper import PartialMaskMapper
 from psis_d2.engine.stages import train_only
 from psis_d2.engine.trainer import wrap_for_distribution
+from psis_d2.modeling.mask_heads.base import prepare_mask_head
 from psis_d2.modeling.mask_heads.blocks import conv_tower
 
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-from head_contract import contract_model, register_data
+from head_contract import (
+    FILES,
+    contract_config,
+    contract_model,
+    register_data,
+    registered_files,
+)
 from model_builders import (
     CPMASK,
     OPMASK,
@@ -45,29 +57,28 @@ def run_in_two_processes(worker: str, folder: Path, names: list[str]) -> None:
     )
 
 
-def _train(model: torch.nn.Module, steps: int) -> dict:
-    """Steps of SGD on masks that rank 0 alone sees; returns the last losses."""
+def _steps(model: torch.nn.Module, garbage_seed: int | None = None) -> Iterator[dict]:
+    """Steps of SGD on masks that rank 0 alone sees; the losses of each.
+
+    Args:
+        model: distributed.
+        garbage_seed: of what stands in masks that nobody may see; None for nothing.
+    """
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=0.01)
-    for step in range(steps):
+    for step in itertools.count():
         flags = [[True, False], [True]] if comm.get_rank() == 0 else [[False, False], [False]]
-        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
+        batch = partial_batch(flags, seed=step, garbage_seed=garbage_seed)
+        losses = training_losses(model, batch, seed=step)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-    return losses
+        yield losses
 
 
-def train(model: torch.nn.Module, steps: int) -> dict:
-    """The last losses of a distributed model; rank 0 sees masks, the others never do."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    flags = [[True, False], [True]] if comm.get_rank() == 0 else [[False, False], [False]]
-    for step in range(steps):
-        losses = training_losses(model, partial_batch(flags, seed=step), seed=step)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-    return losses
+def _train(model: torch.nn.Module, steps: int) -> dict:
+    """The losses of the last of so many steps."""
+    return next(itertools.islice(_steps(model), steps - 1, None))
 
 
 def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> None:
@@ -87,17 +98,60 @@ def train_with_masks_on_rank_zero(folder: str, overrides: tuple, part: str) -> N
 def train_heads_with_masks_on_rank_zero(folder: str, configs: list[str]) -> None:
     """Two steps of each config's model; rank 0 sees masks, rank 1 never does.
 
-    Each rank saves {config: the parameters before and after}.
+    Each rank saves {config: the parameters before and after, "clean" and "dirty"}; the last two are
+    the losses and the parameters of the first step, without and with garbage in masks that nobody
+    may see.
     """
     rank, found = comm.get_rank(), {}
     register_data(Path(folder))
     for config in configs:
         model = wrap_for_distribution(contract_model(config, Path(folder), seed=rank))
-        start = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-        _train(model, steps=2)
-        trained = {name: p.detach() for name, p in model.module.named_parameters()}
-        found[config] = {"start": start, "trained": trained}
+        start = _copy_of_parameters(model)
+        steps = _steps(model)
+        clean = {**next(steps), **_copy_of_parameters(model)}
+        next(steps)
+        trained = _copy_of_parameters(model)
+        # rank 0's first parameters are everybody's
+        other = wrap_for_distribution(contract_model(config, Path(folder), seed=rank))
+        dirty = {**next(_steps(other, garbage_seed=5)), **_copy_of_parameters(other)}
+        found[config] = {"start": start, "trained": trained, "clean": clean, "dirty": dirty}
     torch.save(found, f"{folder}/heads{rank}.pth")
+
+
+def _copy_of_parameters(model: torch.nn.Module) -> dict:
+    return {name: p.detach().clone() for name, p in model.module.named_parameters()}
+
+
+def train_on_files(folder: str, configs: list[str]) -> None:
+    """A step of each config's model on the files of :func:`head_contract.write_files`.
+
+    Both ranks make what a head prepares, and GrabCut masks for objects without a mask, at the same
+    time in the same folder. Each rank saves {kind of files: {config: losses and gradients}}, of the
+    other masks with the first config alone.
+    """
+    rank, found = comm.get_rank(), {}
+    for kind in FILES:
+        place = Path(folder, kind)
+        found[kind] = {}
+        with registered_files(place) as name:
+            for config in configs[: None if kind != "other" else 1]:
+                found[kind][config] = _losses_on_files(config, place, name, rank)
+    torch.save(found, f"{folder}/files{rank}.pth")
+
+
+def _losses_on_files(config: str, place: Path, name: str, rank: int) -> dict:
+    keys = ("DATASETS.TRAIN", (name,), "PSIS.SEEN_CLASSES", str(place.parent / "seen.txt"))
+    keys += ("PSIS.MISSING_MASKS", "grabcut", "PSIS.CACHE_DIR", str(place / "cache"))
+    keys += ("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none")
+    cfg = contract_config(config, place / "out" / Path(config).stem, *keys)
+    prepare_mask_head(cfg)
+    mapper = PartialMaskMapper(cfg)
+    batch = [mapper(record) for record in get_training_dicts(cfg)[rank::2]]
+    torch.manual_seed(rank)
+    model = wrap_for_distribution(build_model(cfg))
+    losses = training_losses(model, batch)
+    sum(losses.values()).backward()
+    return losses | {name: p.grad for name, p in model.module.named_parameters()}
 
 
 def report_groups(folder: str) -> None:

@@ -1,6 +1,8 @@
 """Every mask head of the project with a tiny model of its quick config: nothing here names one."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -8,14 +10,18 @@ import psis_d2.modeling  # noqa: F401  (registers heads)
 from psis_d2.data.coco import register_coco_json
 from psis_d2.modeling.mask_heads.base import RegionMaskHead, prepare_mask_head
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_MASK_HEAD_REGISTRY, build_model
 
 from model_builders import CONFIGS, tiny_config
+from tiny_data import write_tiny_data
 
 DATA = "contract_data"
+FILES = ("clean", "garbage", "other")
+"""The same objects; with garbage in the masks of unseen categories; with other seen masks."""
 
 
 def region_heads() -> dict[str, type]:
@@ -87,6 +93,43 @@ def register_data(folder: Path) -> None:
         path.write_text(json.dumps(content))
     if DATA not in DatasetCatalog:
         register_coco_json(DATA, str(path), str(folder))
+
+
+def write_files(folder: Path) -> None:
+    """Images and jsons of each of :data:`FILES`, and ``seen.txt`` with the one seen category."""
+    (folder / "seen.txt").write_text("box\n")
+    for kind in FILES:
+        data = write_tiny_data(folder / kind, images=4)
+        content = json.loads(Path(data["json"]).read_text())
+        # as many categories as the configs have
+        content["categories"] += [{"id": k, "name": f"class{k}"} for k in range(4, 21)]
+        rng = np.random.default_rng(0)
+        for annotation in content["annotations"]:
+            seen = annotation["category_id"] == 1
+            if (kind == "garbage" and not seen) or (kind == "other" and seen):
+                usable = seen or annotation["id"] % 4 < 3
+                annotation["segmentation"] = _any_mask(rng, annotation["id"], usable)
+        Path(data["json"]).write_text(json.dumps(content))
+
+
+def _any_mask(rng, number: int, usable: bool):
+    """A mask that has nothing to do with any object, or what is none at all."""
+    x, y, w, h = (int(value) for value in rng.integers(4, 28, 4))
+    if usable:
+        return [[x, y, x + w, y + 3, x + 2, y + h]]
+    broken = [[[1, 2]], None, {"size": [64, 64], "counts": "cheese"}, [[x, y, x, y, x, y]]]
+    return broken[number // 4 % 4]
+
+
+@contextlib.contextmanager
+def registered_files(folder: Path) -> Iterator[str]:
+    """Register the files in a folder for the length of a block, under one name for all."""
+    register_coco_json(DATA, str(folder / "data.json"), str(folder / "images"))
+    try:
+        yield DATA
+    finally:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.remove(DATA)
 
 
 def contract_config(config: str, folder: Path, *overrides) -> CfgNode:

@@ -1,5 +1,6 @@
 """What every mask head has to keep to, the moment it is registered."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 from gloo_workers import run_in_two_processes
 from head_contract import (
     DATA,
+    FILES,
     all_configs,
     contract_model,
     meta_architectures,
@@ -26,6 +28,7 @@ from head_contract import (
     region_configs,
     region_heads,
     register_data,
+    write_files,
 )
 from model_builders import (
     annotated_boxes,
@@ -223,11 +226,16 @@ def test_no_region_at_all(name, folder):
     assert all(loss.isfinite() for loss in losses.values())
 
 
+def configs_of(request, fixture: str) -> list[str]:
+    """Configs of the tests that will ask for a fixture, each once."""
+    tests = [x for x in request.session.items if fixture in x.fixturenames]
+    return list(dict.fromkeys(test.callspec.params["config"] for test in tests))
+
+
 @pytest.fixture(scope="module")
 def two_processes(request, folder):
     """{config: the parameters of both ranks} after training with masks on the first rank alone."""
-    asked = [x.callspec.params for x in request.session.items if "two_processes" in x.fixturenames]
-    configs = [params["config"] for params in asked]
+    configs = configs_of(request, "two_processes")
     run_in_two_processes("train_heads_with_masks_on_rank_zero", folder, configs)
     ranks = [torch.load(folder / f"heads{rank}.pth") for rank in range(2)]
     return {config: [rank[config] for rank in ranks] for config in configs}
@@ -240,6 +248,52 @@ def test_a_process_without_masks_trains_along(config, two_processes):
     assert_same_bits(first["trained"], second["trained"])
     moved = [k for k, x in first["trained"].items() if not torch.equal(x, first["start"][k])]
     assert any("mask_head" in name for name in moved)
+
+
+@pytest.mark.parametrize("config", all_configs(), ids=name_of)
+def test_garbage_in_hidden_masks_changes_no_bit_in_two_processes(config, two_processes):
+    for rank in two_processes[config]:
+        assert_same_bits(rank["clean"], rank["dirty"])
+
+
+@pytest.fixture(scope="module")
+def on_files(request, tmp_path_factory):
+    """Losses and gradients of both ranks, {kind: {config: ...}}, and the folder of the files."""
+    path = tmp_path_factory.mktemp("files")
+    write_files(path)
+    run_in_two_processes("train_on_files", path, configs_of(request, "on_files"))
+    return [torch.load(path / f"files{rank}.pth") for rank in range(2)], path
+
+
+@pytest.mark.parametrize("config", all_configs(), ids=name_of)
+def test_garbage_in_hidden_masks_of_files_changes_no_bit_in_two_processes(config, on_files):
+    """From the json to the gradient; priors and GrabCut masks are made by both at once."""
+    ranks, folder = on_files
+    for rank in ranks:
+        assert_same_bits(rank["clean"][config], rank["garbage"][config])
+    if config in ranks[0]["other"]:  # masks that training may see do count
+        first, _ = ranks
+        assert first["clean"][config].keys() == first["other"][config].keys()
+        with pytest.raises(AssertionError, match="loss_mask"):
+            assert_same_bits(first["clean"][config], first["other"][config])
+
+    def made(kind):
+        out = folder / kind / "out" / Path(config).stem
+        return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    assert made("clean") == made("garbage")
+
+
+@pytest.mark.parametrize("config", all_configs()[:1], ids=name_of)
+def test_garbage_in_hidden_masks_of_files_changes_no_grabcut_mask(config, on_files):
+    _, folder = on_files
+    caches = []
+    for kind in FILES:
+        paths = [path for path in (folder / kind / "cache").rglob("*") if path.is_file()]
+        caches.append({path.name: path.read_bytes() for path in paths})
+    assert caches[0] == caches[1] == caches[2]  # they are drawn from boxes alone
+    (cache,) = caches[0].values()
+    assert len(json.loads(cache)["images"]) == 4
 
 
 class ForegroundHead(RegionMaskHead):

@@ -31,6 +31,7 @@ from psis_d2.data.datasets.shapes_scene import (
     UNSEEN_SHAPES,
 )
 from psis_d2.errors import UserError, exit_on_user_error
+from psis_d2.files import written_at_once
 from psis_d2.optional import require
 
 import numpy as np
@@ -55,6 +56,10 @@ EDITIONS = {"1": shapes_scene, "2": shapes_parts}
 """Version in the json -> its ``SPLITS`` and ``compose_image``. A version stays as it is: the same
 seed gives the same images and annotations for ever."""
 VERSION = "1"
+
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_PNG_SIZE = 2 * IMAGE_SIZE.to_bytes(4, "big")
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 NUM_TRAIN = 800
 NUM_VAL = 150
@@ -157,14 +162,22 @@ def _is_vacant(folder: str) -> bool:
 
 
 def _write_split(
-    folder: str, split: str, info: dict, workers: int, bar: tqdm | None = None
+    folder: str,
+    split: str,
+    info: dict,
+    workers: int,
+    bar: tqdm | None = None,
+    mend: bool = False,
 ) -> None:
-    os.makedirs(os.path.join(folder, split))
+    """Write a split; `mend` leaves whole images as they are."""
+    os.makedirs(os.path.join(folder, split), exist_ok=mend)
     os.makedirs(os.path.dirname(json_path(folder, split)), exist_ok=True)
     images, annotations = [], []
     for png, record, objects in _encode_split(info, split, workers):
-        with open(os.path.join(folder, split, record["file_name"]), "wb") as file:
-            file.write(png)
+        path = os.path.join(folder, split, record["file_name"])
+        if not (mend and _is_png(path)):
+            with written_at_once(path, binary=True) if mend else open(path, "wb") as file:
+                file.write(png)
         images.append(record)
         # From 1 on: pycocotools takes a matched ground truth of id 0 for an unmatched one.
         annotations += [{"id": len(annotations) + i + 1, **a} for i, a in enumerate(objects)]
@@ -176,7 +189,8 @@ def _write_split(
         "images": images,
         "annotations": annotations,
     }
-    with open(json_path(folder, split), "w", encoding="utf-8") as file:
+    # on the disk before the folder gets its name
+    with written_at_once(json_path(folder, split)) as file:
         json.dump(content, file)
 
 
@@ -277,15 +291,96 @@ def prepare(
     """Generate the data set with seed 0 if ``folder`` does not hold it yet.
 
     A PartialShapes of this version with another seed or other sizes is somebody's choice and stays.
+    Files of it that are missing, empty or cut off are made again, with a warning.
 
     Raises:
         UserError: the folder holds something else, or PartialShapes of another version.
     """
     if not _is_vacant(folder):
         found = _read_info(folder)
+        if found is None:
+            found = _damaged_info(folder, _info(0, num_train, num_val, version))
         if found is not None and found.get("version") == version:
+            _mend(folder, found)
             return
     generate(folder, num_train, num_val, version=version)
+
+
+def _damaged_info(folder: str, default: dict) -> dict | None:
+    """What a folder of which a json is damaged has to hold; None if it may be somebody's data.
+
+    It is ours if nothing else lies in it, and every json is ours, or is none at all. What the
+    others say is taken, else `default`.
+    """
+    splits = EDITIONS[default["version"]].SPLITS
+    names = {"annotations", *splits}
+    try:
+        if not set(os.listdir(folder)) <= names or not os.listdir(
+            os.path.join(folder, "annotations")
+        ):
+            return None
+    except OSError:
+        return None
+    found = default
+    for split in splits:
+        try:
+            with open(json_path(folder, split), encoding="utf-8") as file:
+                content = json.load(file)
+        except (OSError, ValueError, RecursionError):
+            continue
+        info = content.get("info") if isinstance(content, dict) else None
+        if not isinstance(info, dict) or not info.items() >= {"generator": GENERATOR}.items():
+            return None
+        found = info
+    keys = ("seed", *(f"num_{split}" for split in splits))
+    return found if all(type(found.get(key)) is int for key in keys) else None
+
+
+def _mend(folder: str, info: dict) -> None:
+    """Make again what is not whole. Two processes may do so at once: they write the same bytes."""
+    damaged = [
+        split
+        for split in EDITIONS[info["version"]].SPLITS
+        if not _is_json(json_path(folder, split), info)
+        or not all(
+            _is_png(os.path.join(folder, split, f"{index + 1:06d}.png"))
+            for index in range(info[f"num_{split}"])
+        )
+    ]
+    if not damaged:
+        return
+    logger.warning(
+        "%s: files of PartialShapes are missing, empty or cut off (in %s); they are made again",
+        *(folder, ", ".join(damaged)),
+    )
+    try:
+        for split in damaged:
+            _write_split(folder, split, info, workers=0, mend=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write PartialShapes into {folder} ({error.strerror or error}); choose a "
+            "folder that is writable, or delete this one."
+        ) from error
+
+
+def _is_json(path: str, info: dict) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)["info"] == info
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _is_png(path: str) -> bool:
+    """Whether a file begins and ends as an image of the data set; pixels are not decoded."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(24)
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            end = file.read()
+    except OSError:  # missing, or shorter than that
+        return False
+    return head[:8] == _PNG_HEAD and head[16:] == _PNG_SIZE and end == _PNG_END
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
