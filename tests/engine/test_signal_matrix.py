@@ -29,6 +29,7 @@ DIED = {
     "spawn": r"error: Process {rank} of {size} \(pid {pid}\) was killed by SIGKILL",
     "torchrun": r"rank +: {rank} \(local_rank: {rank}\)\s+exitcode +: -9 \(pid: {pid}\)",
 }
+LEFT = {"spawn": GO_ON, "torchrun": r"exitcode +: 143 \(pid: {pid}\)"}
 WORKER = r"worker process {pid} (was killed by a signal \(Killed\)|has ended unexpectedly)"
 # what is sent, to whom: exit status under each launcher (torchrun's own is 1), what is printed
 ENDS = {
@@ -37,6 +38,7 @@ ENDS = {
     ("SIGKILL", "parent"): ({"spawn": -9, "torchrun": -9}, None),
     ("SIGKILL", "rank"): ({"spawn": 1, "torchrun": 1}, DIED),
     ("SIGKILL", "first rank"): ({"spawn": 1, "torchrun": 1}, DIED),
+    ("SIGTERM", "rank"): ({"spawn": 143, "torchrun": 1}, LEFT),
     ("SIGKILL", "worker"): ({"spawn": 2, "torchrun": 1}, WORKER),
 }
 FAST = {("torchrun", 2, "SIGTERM", "parent")}
@@ -97,9 +99,21 @@ def test_all_of_a_run_ends(data, tmp_path, launcher, processes, signum, target):
             words = words.format(rank=rank, size=processes, pid=died) if died else words
             assert re.search(words, run.text()), run.text()[-3000:]
         if launcher == "spawn":
-            assert len(run.errors()) == (died is not None)  # and no traceback
+            # and no traceback
+            assert len(run.errors()) == (died is not None and signum == "SIGKILL")
         else:  # which ends in a traceback of its own
             assert re.search(r'File "[^"]*psis_d2/(cli|engine)/', run.text()) is None
+
+
+@pytest.mark.faults
+def test_processes_whose_torchrun_dies_while_they_import_end(data, tmp_path):
+    line = command_line(data, tmp_path / "out", *ENDLESS, config="agnostic_shapes")
+    with Run((2, line), tmp_path / "log", torchrun) as run:
+        run.wait_for(lambda: sum("train_net" in command(p) for p in run.family()) == 2)
+        family = run.family()
+        os.kill(run.pid, signal.SIGKILL)
+        assert none_alive(family, SECONDS), run.text()[-3000:]
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
 def test_a_process_whose_torchrun_is_gone_says_so(monkeypatch):
