@@ -142,7 +142,8 @@ def train_on_files(folder: str, configs: list[str]) -> None:
 def _losses_on_files(config: str, place: Path, name: str, rank: int) -> dict:
     keys = ("DATASETS.TRAIN", (name,), "PSIS.SEEN_CLASSES", str(place.parent / "seen.txt"))
     keys += ("PSIS.MISSING_MASKS", "grabcut", "PSIS.CACHE_DIR", str(place / "cache"))
-    keys += ("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none")
+    # an oracle may see all masks
+    keys += ("PSIS.ORACLE", False, "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none")
     cfg = contract_config(config, place / "out" / Path(config).stem, *keys)
     prepare_mask_head(cfg)
     mapper = PartialMaskMapper(cfg)
