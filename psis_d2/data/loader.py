@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator
 
 from psis_d2.data.catalog import forget_dataset_dicts
@@ -189,7 +190,7 @@ class Loader:
             num_workers=num_workers,
             collate_fn=_as_list,
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_leave_group,
+            worker_init_fn=_begin_worker,
             **options,
         )
 
@@ -225,9 +226,20 @@ def _naming_lost_workers(batches: Iterator[list]) -> Iterator[list]:
         raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
 
 
-def _leave_group(worker_id: int) -> None:
-    """What a terminal sends to all processes is for the one that trains, which ends its workers."""
+def _begin_worker(worker_id: int) -> None:
+    # What a terminal sends to all processes is for the one that trains, which ends its workers.
     os.setpgid(0, 0)
+    sys.excepthook = _report_error
+
+
+def _report_error(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Print an error of a worker, but not that nobody takes its batches any more.
+
+    The thread that hands them over reports every error here. When the process that trains was
+    killed, the launcher says so; a page of Python's own before that sentence would hide it.
+    """
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _as_list(batch: list) -> list:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import sys
 
 from psis_d2.data import loader as module
 from psis_d2.data.loader import build_test_loader, build_train_loader
@@ -203,3 +204,26 @@ def test_an_unreadable_image_is_one_sentence_also_from_a_worker(toy, workers):
         with pytest.raises(UserError) as caught:
             list(itertools.islice(loader, 20))
         assert lost in str(caught.value) and "\n" not in str(caught.value)
+
+
+class OneError(torch.utils.data.Dataset):
+    """A worker asks for it, and its hand-over thread reports `error`."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, key):
+        try:
+            raise self.error
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # as multiprocessing.resource_sharer does
+        return 5
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("peer"), ValueError("a real fault")])
+def test_a_worker_whose_trainer_is_gone_prints_no_traceback(capfd, error):
+    assert list(module.Loader(OneError(error), num_workers=1, batch_size=1)) == [[5]]
+    assert ("Traceback" in capfd.readouterr().err) == isinstance(error, ValueError)
