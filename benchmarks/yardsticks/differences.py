@@ -76,6 +76,34 @@ def _by_seed(row: Row, comparison: Comparison) -> dict[int | None, float]:
     return {r.seed: r.results[task][metric] for r in row.runs if metric in r.results.get(task, {})}
 
 
+def gap_shares(rows: Sequence[Row], low: str, high: str) -> dict[str, float]:
+    """How much of the way from one row to another each row goes, on unseen categories.
+
+    Args:
+        rows: all rows.
+        low: 0, the baseline.
+        high: 1, the upper bound.
+
+    Returns:
+        The share by row, over the seeds that it and these two have; rows that are not trained, and
+        those without a common seed, are left out.
+    """
+    by_name = {row.name: row for row in rows}
+    if low not in by_name or high not in by_name:
+        return {}
+    ends = [_by_seed(by_name[name], Comparison(low, high)) for name in (low, high)]
+    shares = {}
+    for row in rows:
+        values = _by_seed(row, Comparison(low, high))
+        seeds = values.keys() & ends[0].keys() & ends[1].keys()
+        if seeds and row.name not in (low, high):
+            start, stop, here = (
+                statistics.mean(of[seed] for seed in seeds) for of in (*ends, values)
+            )
+            shares[row.name] = (here - start) / (stop - start)
+    return shares
+
+
 def rank_correlation(published: Mapping[str, float], measured: Mapping[str, float]) -> float:
     """Spearman's, with mean ranks for ties, over the names that both have.
 

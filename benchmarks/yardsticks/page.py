@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from .differences import Comparison, rank_correlation, render_differences
+from .differences import Comparison, gap_shares, rank_correlation, render_differences
 from .rows import UNSEEN, Column, Row, Yardstick, spread
 
 
@@ -57,12 +57,16 @@ def render_published(yardstick: Yardstick, rows: Sequence[Row]) -> str:
         row.name: statistics.mean(values) for row in rows if (values := row.values(UNSEEN, "IoU"))
     }
     common = published.keys() & measured.keys()
+    shares = sorted(gap_shares(rows, "baseline", "oracle").items(), key=lambda item: -item[1])
+    way = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in shares)
+    if way:
+        way = f"Of the way from `baseline` to `oracle`, on the same seeds: {way}.\n\n"
     found = rank_correlation(published, measured)
     words = f"{found:+.2f} over {len(common)} rows" if found == found else "not measured yet"
     return f"""Published order on COCO, worst first: {order}. Spearman's rank correlation of
 the means below (unseen IoU) with it: {words}.
 
-"""
+{way}"""
 
 
 def render_section(yardstick: Yardstick, rows: Sequence[Row], picture: str, remarks: str) -> str:

@@ -33,6 +33,13 @@ METHODS = (
     "grabcut",
     "psis",
 )
+PARTS = (
+    "psis_no_drop",
+    "psis_no_hourglass",
+    "psis_no_boundary",
+    "psis_proposals",
+    "psis_boxlosses",
+)
 COLUMNS = (
     Column("IoU seen", SEEN, "IoU"),
     Column("IoU unseen", UNSEEN, "IoU"),
@@ -48,6 +55,10 @@ COMPARISONS = (
             ("oracle", "baseline"),
             ("oracle_long", "oracle"),
         ),
+    ),
+    (
+        "What each part adds to psis: psis against itself without the part, or without one more.",
+        tuple(("psis", name) for name in PARTS),
     ),
     ("Every method against the baseline.", tuple((m, "baseline") for m in ("dropout", *METHODS))),
     (
@@ -83,7 +94,7 @@ PARTIAL_SHAPES_2 = Yardstick(
     split="shapes",
     overlap=0.3,
     last="oracle",
-    order=("grabcut_test", "baseline", "dropout", *METHODS),
+    order=("grabcut_test", "baseline", "dropout", *METHODS, *PARTS),
     published=PUBLISHED,
     comparisons=COMPARISONS,
     measured=("TEST.BOXES", "gt"),

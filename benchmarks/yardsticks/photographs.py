@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from .partial_shapes_2 import METHODS, PARTIAL_SHAPES_2
+from .partial_shapes_2 import PARTIAL_SHAPES_2
 
 SEEN = Path(__file__).with_name("photographs_seen.txt").resolve()
 _SETS = ("voc2012_work_train", "voc2012_work_test")
@@ -32,7 +32,6 @@ PHOTOGRAPHS = replace(
     home="",
     picture="docs/results_photographs.png",
     heading="Photographs",
-    order=("grabcut_test", "baseline", "dropout", *METHODS),
     words="""\
 Photographs of PASCAL VOC 2012: 1,164 to train on, 291 to measure, 20 categories, 2,524 and 635
 masks, made of VOC's class maps and boxes; masks for every other category in alphabetical order

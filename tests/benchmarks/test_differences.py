@@ -7,6 +7,7 @@ import pytest
 from benchmarks.yardsticks.differences import (
     Comparison,
     difference,
+    gap_shares,
     paired,
     rank_correlation,
     render_differences,
@@ -75,3 +76,18 @@ def test_the_table_says_what_is_claimed_and_how_many_were_compared():
     assert "2 comparisons have an interval, 1 of these exclude zero" in text
     assert "about 0.1 would by chance" in text
     assert render_differences(rows, [groups[1]]) == ""
+
+
+def test_shares_of_the_gap_are_those_of_common_seeds():
+    rows = [
+        row("low", s0=40.0, s1=50.0),
+        row("high", s0=60.0, s1=60.0, s2=99.0),
+        row("half", s0=50.0),
+        row("beyond", s1=65.0, s0=65.0),
+        row("below", s0=30.0, s7=0.0),
+        row("filled", none=52.0),
+    ]
+    assert gap_shares(rows, "low", "high") == pytest.approx(
+        {"half": 0.5, "beyond": 20 / 15, "below": -0.5}
+    )
+    assert gap_shares(rows, "low", "nowhere") == {}
