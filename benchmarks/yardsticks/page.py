@@ -62,7 +62,11 @@ def render_published(yardstick: Yardstick, rows: Sequence[Row]) -> str:
     if way:
         way = f"Of the way from `baseline` to `oracle`, on the same seeds: {way}.\n\n"
     found = rank_correlation(published, measured)
-    words = f"{found:+.2f} over {len(common)} rows" if found == found else "not measured yet"
+    words = (
+        f"{found:+.2f} over {len(common)} rows"
+        if len(common) > 2 and found == found
+        else "too few rows"
+    )
     return f"""Published order on COCO, worst first: {order}. Spearman's rank correlation of
 the means below (unseen IoU) with it: {words}.
 

@@ -103,8 +103,8 @@ PARTIAL_SHAPES_2 = Yardstick(
     words=PROTOCOL.format(
         data="""\
 Synthetic images, 20 categories, masks for ten of them; an object has three parts of different
-pattern and hue, and the background shares some of these. Reported is the test split; whatever was
-chosen was chosen on the validation split.""",
+pattern and hue, and the background shares some of these. Reported is the test split. Data and
+schedule were chosen on the validation split; what psis is made of was not, see below.""",
         runs="benchmarks/yardsticks/partial_shapes_2.csv",
     ),
     columns=COLUMNS,

@@ -92,7 +92,7 @@ def test_the_published_order_and_how_well_the_rows_agree():
     rows = [row("a", [1.0, 3.0]), row("c", [4.0]), row("d", [3.0]), row("more", [9.0])]
     words = render_published(yardstick, rows)
     assert "`a` ~ `b` < `c` < `d`. Spearman" in words and "with it: +0.50 over 3 rows" in words
-    assert "not measured yet" in render_published(yardstick, rows[:1])
+    assert "too few rows" in render_published(yardstick, rows[:1])
     assert render_published(PARTIAL_SHAPES, rows) == ""
 
 
