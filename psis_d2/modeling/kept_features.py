@@ -7,6 +7,7 @@ backbone's weights: nothing has to be told when either changes.
 """
 
 import hashlib
+import logging
 import math
 import os
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from detectron2.layers import cat
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
 
 
 class KeptFeatures:
@@ -64,10 +67,13 @@ class KeptFeatures:
             for name, shape in self.shapes.items()
         }
         path = self.folder / f"{_digest(image)}.float32"
+        lengths = [math.prod(size) for size in sizes.values()]
         if path.exists():
             values = torch.from_numpy(np.fromfile(path, dtype=np.float32)).to(image.device)
-            parts = values.split([math.prod(size) for size in sizes.values()])
-            return {name: x.view(sizes[name]) for name, x in zip(sizes, parts, strict=True)}
+            if len(values) == sum(lengths):
+                parts = values.split(lengths)
+                return {name: x.view(sizes[name]) for name, x in zip(sizes, parts, strict=True)}
+            logger.warning("%s is empty or cut off; its feature maps are computed again", path)
         with torch.no_grad():
             maps = self.compute(image[None])
         maps = {name: maps[name].contiguous() for name in sizes}

@@ -95,3 +95,17 @@ def test_an_image_of_zeros(tmp_path):
 def test_a_backbone_that_learns_is_refused(tmp_path):
     with pytest.raises(UserError, match="set PSIS.TRAIN_ONLY mask_head, or PSIS.KEEP_FEATURES ''"):
         keep_features(Net(), str(tmp_path))
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_file_that_is_cut_off_is_made_again_with_a_warning(tmp_path, caplog, kept):
+    net, image = frozen(), torch.rand(1, 3, 8, 8) + 0.1
+    keep_features(net, str(tmp_path))
+    whole = net(image)
+    (path,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    content = path.read_bytes()
+    path.write_bytes(content[:kept])
+    with caplog.at_level("WARNING", logger="psis_d2"):
+        again = net(image)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert str(path) in caplog.text and path.read_bytes() == content
