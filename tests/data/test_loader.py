@@ -218,7 +218,7 @@ class OneError(torch.utils.data.Dataset):
     def __getitem__(self, key):
         try:
             raise self.error
-        except Exception:
+        except type(self.error):
             sys.excepthook(*sys.exc_info())  # as multiprocessing.resource_sharer does
         return 5
 

@@ -1,7 +1,6 @@
 """Shape priors: cut out by hand, from visible masks alone, the same file from the same seed."""
 
 import json
-import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
+
+from at_once import two_at_once
 
 pytest.importorskip("sklearn")
 
@@ -286,10 +287,8 @@ def test_two_processes_that_make_the_same_priors_at_once_both_end_well(shapes, d
     path = Path(priors_path(shapes))
     prepare_shape_priors(shapes)  # also: what the processes share is imported
     whole = path.read_bytes()
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
 
-    def run():
+    def run(barrier):
         for _ in range(ROUNDS):
             if barrier.wait(60) == 0:
                 path.unlink()
@@ -299,12 +298,7 @@ def test_two_processes_that_make_the_same_priors_at_once_both_end_well(shapes, d
             prepare_shape_priors(shapes)
             assert path.read_bytes() == whole
 
-    processes = [context.Process(target=run) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        assert process.exitcode == 0
+    two_at_once(run)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

@@ -3,7 +3,6 @@
 import colorsys
 import hashlib
 import json
-import multiprocessing
 import os
 
 import psis_d2  # noqa: F401  (before detectron2)
@@ -24,27 +23,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as coco_mask
 
-
-def read_files(folder):
-    """Relative path -> bytes of every file."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def read_json(folder, split):
-    with open(json_path(str(folder), split)) as file:
-        return json.load(file)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A generated data set of six training and two validation images, seed 3."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    generate(str(folder), 6, 2, seed=3)
-    return folder
+from at_once import two_at_once
+from shapes_files import read_files, read_json
 
 
 @pytest.fixture(scope="module", params=["1", "2"])
@@ -408,19 +388,11 @@ class TestFiles:
         assert list(tmp_path.iterdir()) == [folder]
 
     def test_two_processes_at_once_both_end_well(self, small, tmp_path):
-        context = multiprocessing.get_context("fork")
-        barrier = context.Barrier(2)
-
-        def run():
+        def run(barrier):
             barrier.wait(60)
             generate(str(tmp_path / "shapes"), 6, 2, seed=3, progress=False)
 
-        processes = [context.Process(target=run) for _ in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
+        two_at_once(run)
         assert read_files(tmp_path / "shapes") == read_files(small)
         assert list(tmp_path.iterdir()) == [tmp_path / "shapes"]
 

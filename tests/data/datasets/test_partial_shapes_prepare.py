@@ -1,7 +1,5 @@
 """PartialShapes as a run finds it: made once, kept, mended where files are damaged."""
 
-import json
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -14,27 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-
-def read_files(folder):
-    """Relative path -> bytes of every file."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def read_json(folder, split):
-    with open(json_path(str(folder), split)) as file:
-        return json.load(file)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A generated data set of six training and two validation images, seed 3."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    generate(str(folder), 6, 2, seed=3)
-    return folder
+from at_once import two_at_once
+from shapes_files import read_files, read_json
 
 
 def half(path: Path) -> None:
@@ -116,12 +95,11 @@ class TestPrepare:
 
     @pytest.mark.parametrize("damaged", [False, True])
     def test_two_processes_at_once_both_end_well(self, small, tmp_path, damaged):
-        context = multiprocessing.get_context("fork")
-        barrier, folder = context.Barrier(2), tmp_path / "shapes"
+        folder = tmp_path / "shapes"
         prepare(str(folder), 3, 2)
         whole = read_files(folder)
 
-        def run():
+        def run(barrier):
             for _ in range(4):
                 if barrier.wait(60) == 0:
                     if damaged:
@@ -134,12 +112,7 @@ class TestPrepare:
                 barrier.wait(60)
                 assert read_files(folder) == whole
 
-        processes = [context.Process(target=run) for _ in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(100)
-            assert process.exitcode == 0
+        two_at_once(run)
         assert read_files(folder) == whole
 
     def test_refuses_another_version(self, tmp_path):
