@@ -19,7 +19,7 @@ from psis_d2.errors import UserError
 from psis_d2.evaluation import box_fill_results
 
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..measure import ROOT, device_name
 from .page import render_page, render_section
@@ -155,7 +155,7 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         start = time.time()
         options = [] if seed is None else ["SEED", str(seed)]
-        words = [*options, *self._weights(name, seed)]
+        words = [*options, *self._weights(name, seed), *self._labels(name, seed)]
         trains = name not in self.yardstick.untrained and not self.yardstick.models
         flags = [] if trains else ["--eval-only"]
         config = configs_of(self.yardstick, [name])[name]
@@ -187,6 +187,23 @@ class Bench:
                 raise UserError(f"{model} is not there; train it by {self.yardstick.models} first.")
             return ["MODEL.WEIGHTS", str(model)]
         return ["MODEL.WEIGHTS", str(model), "PSIS.KEEP_FEATURES", str(self._home / "features")]
+
+    def _labels(self, name: str, seed: int | None) -> list[str]:
+        """The masks that a row trains on where there are no others, drawn now by another row."""
+        other = dict(self.yardstick.labeled).get(name)
+        if other is None or self.yardstick.models:
+            return []
+        self.run(other, seed)
+        teacher, data = self._folder(other, seed), MetadataCatalog.get(self.yardstick.train_set)
+        model, masks = teacher / "model_final.pth", teacher / "masks.json"
+        if not model.exists():
+            raise UserError(f"{model} is not there; train the row first (--fresh --only {other}).")
+        words = [str(model), "--config-file", str(teacher / "config.yaml")]
+        words += ["--images", data.image_root, "--boxes", data.json_file]
+        words += ["--all", "--output", str(masks)]  # true masks do not take part
+        command = [sys.executable, "-m", "psis_d2", "autolabel", *words]
+        self._in_own_process(command, teacher / "autolabel.txt")
+        return ["PSIS.MISSING_MASKS", str(masks)]
 
     def _done(
         self, name: str, seed: int | None, start: float, options: list[str], results: dict
@@ -253,7 +270,15 @@ class Bench:
         if files := self._data_files():
             command += ["PSIS.DATA_FILES", json.dumps(files)]
         command += [*self.yardstick.options, *self.yardstick.measured, *options]
-        with open(folder / "stdout.txt", "w") as log:
+        self._in_own_process(command, folder / "stdout.txt")
+        results = json.loads((folder / "results.json").read_text())
+        return {
+            task: {m: float("nan") if value is None else value for m, value in metrics.items()}
+            for task, metrics in results.items()
+        }
+
+    def _in_own_process(self, command: list[str], output: Path) -> None:
+        with open(output, "w") as log:
             status = subprocess.run(
                 command,
                 cwd=ROOT,
@@ -262,12 +287,7 @@ class Bench:
                 env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
             )
         if status.returncode:
-            raise RuntimeError(f"{config.name} failed; the output is {folder}/stdout.txt")
-        results = json.loads((folder / "results.json").read_text())
-        return {
-            task: {m: float("nan") if value is None else value for m, value in metrics.items()}
-            for task, metrics in results.items()
-        }
+            raise RuntimeError(f"a run failed; its output is {output}")
 
 
 def commit() -> str:

@@ -28,6 +28,7 @@ PHOTOGRAPHS = replace(
         *("INPUT.MAX_SIZE_TRAIN", "256"),
         *("INPUT.MIN_SIZE_TEST", "256"),
         *("INPUT.MAX_SIZE_TEST", "256"),
+        *("PSIS.TRAIN_IMAGE_FRACTION", "1.0"),
     ),
     home="",
     picture="docs/results_photographs.png",

@@ -149,6 +149,8 @@ class Yardstick:
         data_files: data sets that are files of the user's: name, annotations and folder of images,
             both in the folder that ``--data`` names.
         models: name of the yardstick whose models are evaluated; "" = they are trained.
+        labeled: rows that train on masks of another row's model of the same seed, where there are
+            no others: row, other row.
         home: name of the folder of the detector and its feature maps, "" = the yardstick's own.
     """
 
@@ -177,6 +179,7 @@ class Yardstick:
     data_files: tuple[tuple[str, str, str], ...] = ()
     home: str = ""
     models: str = ""
+    labeled: tuple[tuple[str, str], ...] = ()
 
     @property
     def runs_file(self) -> Path:
