@@ -74,10 +74,10 @@ PROTOCOL = """\
 
 All rows start from one detector, EfficientNet-Lite0 (ImageNet) with an FPN, trained for 400
 iterations on the boxes of all categories and no mask (`configs/masks/Base-detector.yaml`). Then the
-mask head and the FPN learn, 1,600 iterations of four images with AdamW in bfloat16, one schedule for
-all rows, on annotated boxes unless the row says otherwise (`configs/masks/Base-masks.yaml`); the
-backbone below the FPN stays as it is, and its feature maps are computed once an image and kept. A
-run is
+mask head and the FPN learn, 1,600 iterations of four images with AdamW in bfloat16, one schedule
+for all rows, on annotated boxes unless the row says otherwise (`configs/masks/Base-masks.yaml`);
+the backbone below the FPN stays as it is, and its feature maps are computed once an image and kept.
+A run is
 
     psis-d2 train --config-file configs/masks/ROW.yaml SEED 0 MODEL.WEIGHTS DETECTOR
 
