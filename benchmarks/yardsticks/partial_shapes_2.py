@@ -39,6 +39,7 @@ PARTS = (
     "psis_no_hourglass",
     "psis_no_boundary",
     "psis_proposals",
+    "psis_dropout",
     "psis_boxlosses",
     "psis_selftrained",
 )

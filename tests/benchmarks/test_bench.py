@@ -130,6 +130,25 @@ def test_rows_start_from_one_detector_that_is_trained_once(masks, tmp_path):
     }
 
 
+def test_a_row_learns_from_masks_that_another_rows_model_drew(masks, monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(Bench, "_in_own_process", lambda self, command, log: called.append(command))
+    masks.train_detector()
+    masks.run("psis_selftrained", 1)
+    assert [asked[:2] for asked in masks.asked[1:]] == [
+        ("psis", "psis-1"),
+        ("psis_selftrained", "psis_selftrained-1"),
+    ]
+    teacher = tmp_path / "out" / "masks" / "psis-1"
+    (command,) = called
+    assert command[2:5] == ["psis_d2", "autolabel", str(teacher / "model_final.pth")]
+    assert "--all" in command  # no true mask is left in
+    assert "PSIS.MISSING_MASKS" not in masks.asked[1][2]
+    assert masks.asked[2][2][-2:] == ["PSIS.MISSING_MASKS", str(teacher / "masks.json")]
+    kept = {run.config: run.options for run in read_runs(masks.yardstick.runs_file)}
+    assert kept["psis_selftrained"] == "TEST.BOXES gt SEED 1"  # no paths of this machine
+
+
 def test_data_files_are_looked_for_in_the_folder_that_is_named(bench, tmp_path):
     yardstick = replace(bench.yardstick, data_files=(("photos_here", "a/b.json", "images"),))
     with pytest.raises(UserError, match="holds a/b.json by --data"):
