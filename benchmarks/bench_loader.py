@@ -2,6 +2,7 @@
 
     python benchmarks/bench_loader.py
     PSIS_D2_TEST_DATASETS=FOLDER python benchmarks/bench_loader.py   # and photographs of COCO
+    python benchmarks/bench_loader.py --beside CHECKOUT   # another commit's, by turns
 
 Generated images have 1 to 500 objects whose outlines are polygons, half of them with a mask that
 training may see (Detectron2's mapper has all masks: it cannot leave any out). Photographs are those
@@ -12,14 +13,19 @@ Milliseconds an image are the least of several passes, on one thread and in that
 so that other load adds little. "read" is reading and decoding
 the file, "resize" the augmentations, "masks" the rasterizing and the checks of masks, "rest" boxes,
 classes and tensors; "hand over" is what a sample costs on its way from a worker to the trainer, and
-"mask MB" what its masks weigh there.
+"mask MB" what its masks weigh there. "sample" is a hash of all that losses read of a sample: with
+--beside, the two commits have to agree on it, whatever form their masks have.
 """
 
 import argparse
+import csv
+import hashlib
 import io
 import multiprocessing.reduction
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -32,20 +38,23 @@ import psis_d2.data.mapper as our_mapper
 from psis_d2.data.coco import load_coco
 from psis_d2.data.loader import SeededDataset
 from psis_d2.data.supervision import clean_annotations
+from psis_d2.modeling.mask_targets import crop_masks
 
 import numpy as np
 import torch
 from common import parse_common, print_environment, print_table, save
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
-from measure import environment
+from detectron2.structures import Boxes, BoxMode
+from measure import ROOT, environment
 from PIL import Image
 
 HEIGHT, WIDTH, SHORT_SIDE = 480, 640, 800
 COUNTS = (1, 7, 30, 100, 500)
 IMAGES = 2  # of each kind
 PASSES = 2
+TURNS = 3  # of --beside
+TARGET = 28  # cells of the masks that losses read
 PARTS = {
     "read": [(our_mapper, "read_image")],
     "resize": [(T.AugmentationList, "__call__")],
@@ -150,6 +159,23 @@ def mask_bytes(sample: dict) -> int:
     return masks.tensor.numel()
 
 
+def sample_hash(samples: list[dict]) -> str:
+    """Of images, boxes, classes and the targets that are cut out of masks, in any form of these."""
+    found = hashlib.sha256()
+    for sample in samples:
+        instances = sample["instances"]
+        boxes = instances.gt_boxes.tensor
+        # Regions beside the objects, as proposals are.
+        regions = Boxes(boxes + torch.tensor([-3.3, 2.1, 4.7, 5.9]))
+        masks = instances.gt_masks
+        masks = masks if hasattr(masks, "bits") else masks.tensor
+        targets = crop_masks(masks, torch.arange(len(boxes)), regions, TARGET)
+        for part in (sample["image"], boxes, instances.gt_classes, targets):
+            found.update(part.contiguous().numpy().tobytes())
+        found.update(instances.gt_has_mask.numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
 def measure_mapper(mapper: Callable[[dict], dict], records: list[dict]) -> dict[str, float]:
     """Milliseconds an image by part, the least of all passes for each image and part."""
     dataset = SeededDataset(records, mapper, seed=0)
@@ -212,23 +238,71 @@ def loader_rows(counts: tuple[int, ...] = COUNTS) -> list[dict[str, str]]:
                 row["mask MB"] = f"{found['mask MB']:.2f}"
                 if "Detectron2" in name:  # its parts have other names
                     row |= {f"{column} ms": "" for column in (*PARTS, "rest")}
+                dataset = SeededDataset(given, mapper, seed=0)
+                samples = [] if "Detectron2" in name else [dataset[i] for i in range(len(given))]
+                row["sample"] = sample_hash(samples) if samples else ""
                 rows.append(row)
                 print(f"  {row}", flush=True)
     return rows
+
+
+def by_turns(other: Path, own_label: str, arguments: list[str]) -> list[dict[str, str]]:
+    """The tables of two checkouts, each the least of several runs by turns.
+
+    Args:
+        other: a checkout of another commit, its extension built.
+        own_label: a word for this checkout.
+        arguments: of this program, for both.
+
+    Raises:
+        SystemExit: the two make different samples.
+    """
+    versions = {"before": other.resolve(), own_label: ROOT}
+    least: dict[tuple[str, ...], dict[str, str]] = {}
+    for _ in range(TURNS):
+        for label, tree in versions.items():
+            with tempfile.TemporaryDirectory() as folder:
+                command = [sys.executable, __file__, *arguments, "--label", label, "--save", folder]
+                path = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
+                subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True)
+                (table,) = Path(folder).glob("*.csv")
+                with open(table, newline="", encoding="utf-8") as file:
+                    rows = list(csv.DictReader(file))
+            git = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+            for row in rows:
+                row["commit"] = commit
+                best = least.setdefault((label, row["images"], row["mapper"]), row)
+                for column in (c for c in row if c.endswith(" ms") and row[c]):
+                    best[column] = min(best[column], row[column], key=float)
+    for (_, images, mapper), row in least.items():
+        before = least["before", images, mapper]
+        if row["sample"] != before["sample"]:
+            raise SystemExit(f"error: {images}, {mapper}: the two commits make different samples.")
+        row["x rate"] = f"{float(before['total ms']) / float(row['total ms']):.2f}"
+    return list(least.values())
 
 
 def main() -> None:
     """Parses the arguments, measures, prints one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--label", default="", help="a word for the table, such as before")
+    parser.add_argument(
+        "--beside", type=Path, metavar="CHECKOUT", help="of another commit, to measure by turns"
+    )
     args = parse_common(parser)
     if args.device == "cuda":
         print("The mapper runs on the CPU alone: nothing to measure here.")
         return
     facts = environment("cpu")
     print_environment(facts)
-    rows = loader_rows(COUNTS[: args.shapes])
-    rows = [{"version": args.label} | row for row in rows]
+    if args.beside:
+        shapes = [] if args.shapes is None else ["--shapes", str(args.shapes)]
+        rows = by_turns(args.beside, args.label or "now", shapes)
+        rows = [{k: v for k, v in row.items() if k == "commit" or k not in facts} for row in rows]
+    else:
+        rows = loader_rows(COUNTS[: args.shapes])
+        rows = [{"version": args.label} | row for row in rows]
     print_table(rows)
     if args.save:
         save("loader", rows, facts, args.save)

@@ -478,9 +478,12 @@ def parse_common(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def save(
     name: str, rows: list[dict[str, str]], facts: dict[str, str], folder: Path = RESULTS
 ) -> None:
-    """Writes rows with the environment as last columns, and says where."""
+    """Writes rows with the environment as last columns, and says where.
+
+    What a row says of its environment itself, its commit for example, stays.
+    """
     path = results_path(name, facts, folder)
-    write_csv(path, [row | facts for row in rows])
+    write_csv(path, [row | {k: v for k, v in facts.items() if k not in row} for row in rows])
     print(f"wrote {os.path.relpath(path, ROOT)}")
 
 
