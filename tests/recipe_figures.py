@@ -18,7 +18,8 @@ from torch import nn
 
 FPN_CHANNELS = 256
 _NORMS = {"BatchNorm2d": "BN", "NaiveSyncBatchNorm": "SyncBN", "SyncBatchNorm": "SyncBN"}
-_NORMS |= {"GroupNorm": "GN", "FrozenBatchNorm2d": "FrozenBN", "RegionSyncBatchNorm": "SyncBN"}
+_NORMS |= {"GroupNorm": "GN", "MapGroupNorm": "GN", "FrozenBatchNorm2d": "FrozenBN"}
+_NORMS |= {"RegionSyncBatchNorm": "SyncBN"}
 
 
 class Figures:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from psis_d2.errors import UserError
+from psis_d2.modeling.norms import tower_norm
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ def _conv(
         stride=stride,
         padding=size // 2,
         bias=not norm,
-        norm=get_norm(norm, channels),
+        norm=get_norm(tower_norm(norm), channels),
         activation=activation,
     )
     weight_init.c2_msra_fill(conv)
@@ -47,14 +48,16 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm: str, stride: int = 1):
         super().__init__()
-        self.conv1 = _conv(in_channels, channels, norm, stride=stride, activation=nn.ReLU())
+        self.conv1 = _conv(
+            in_channels, channels, norm, stride=stride, activation=nn.ReLU(inplace=True)
+        )
         self.conv2 = _conv(channels, channels, norm)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != channels:
             self.shortcut = _conv(in_channels, channels, norm, size=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x))
+        return F.relu_(self.conv2(self.conv1(x)) + self.shortcut(x))
 
 
 def residual_blocks(channels: Sequence[int], norm: str, stride: int = 1) -> nn.Sequential:
@@ -119,8 +122,8 @@ def hourglass_trunk(
             "take statistics from; choose GN for the hourglass."
         )
     return nn.Sequential(
-        _conv(in_channels, dim, norm, activation=nn.ReLU()),
+        _conv(in_channels, dim, norm, activation=nn.ReLU(inplace=True)),
         ResidualBlock(dim, channels[0], norm),
         Hourglass(channels, blocks, norm),
-        _conv(channels[0], channels[0], norm, activation=nn.ReLU()),
+        _conv(channels[0], channels[0], norm, activation=nn.ReLU(inplace=True)),
     )
