@@ -30,7 +30,7 @@ def conv_tower(
             dilation=dilation,
             bias=not norm,
             norm=get_norm(region_norm(norm), dim),
-            activation=nn.ReLU(),
+            activation=nn.ReLU(inplace=True),
         )
         weight_init.c2_msra_fill(conv)
         layers.append(conv)
@@ -57,7 +57,9 @@ def upsample_layers(in_channels: int, dim: int, norm: str = "") -> nn.Sequential
     """
     deconv = ConvTranspose2d(in_channels, dim, kernel_size=2, stride=2, bias=not norm)
     weight_init.c2_msra_fill(deconv)
-    return nn.Sequential(deconv, *([get_norm(region_norm(norm), dim)] if norm else []), nn.ReLU())
+    return nn.Sequential(
+        deconv, *([get_norm(region_norm(norm), dim)] if norm else []), nn.ReLU(inplace=True)
+    )
 
 
 class UpsamplePredictor(nn.Sequential):
