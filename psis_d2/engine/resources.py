@@ -1,7 +1,9 @@
 """What a run needs of the machine, seen to before it begins: disk, open files, memory."""
 
+import ctypes
 import functools
 import logging
+import os
 import resource
 import shutil
 
@@ -19,6 +21,8 @@ _FILES = 64  # what Python, PyTorch, logs and the process group keep open
 _ENOUGH_FILES = 65536
 # Values of a metric that are kept: Detectron2's estimate of the time left looks at so many.
 _HISTORY = 1000
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_NEVER = -1
 
 
 def checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -87,6 +91,25 @@ def allow_open_files(workers: int) -> None:
             f"This shell allows {soft} open files, and {workers} workers of the data loader need "
             f"some {needed}; raise the limit (ulimit -n 4096) or lower DATALOADER.NUM_WORKERS."
         )
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, for the tensors of its next step.
+
+    glibc asks the system for every block above 32 MB and gives it back at once: the next step's is
+    filled with zeros again, page by page. Of a training step on a CPU that is up to a seventh of
+    the time. Settings of the allocator in the environment, and other allocators, stay as they are.
+
+    Returns:
+        Whether something was changed.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if mallopt is None:
+        return False
+    # No block by mmap; what is free at the heap's end stays there.
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
 def forget_old_metrics(storage: EventStorage) -> None:

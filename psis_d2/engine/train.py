@@ -11,6 +11,7 @@ from psis_d2.engine.expectations import verify_expected
 from psis_d2.engine.launch import follow_torchrun, is_first, launch
 from psis_d2.engine.lock import locked
 from psis_d2.engine.logs import failing_with_the_disk, keeping_messages
+from psis_d2.engine.resources import keep_freed_memory
 from psis_d2.engine.setup import (
     build_config,
     choose_gpus,
@@ -105,6 +106,8 @@ def run_process(args: argparse.Namespace) -> dict | None:
     cfg = build_config(args)
     if args.eval_only:
         cfg = adopt_split(cfg, args.resume, chosen="PSIS.SEEN_CLASSES" in (args.opts or ()))
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     with failing_with_the_disk():
         setup_run(cfg, args)
         if args.eval_only:

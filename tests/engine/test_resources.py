@@ -1,5 +1,8 @@
 """What a run needs of the machine: estimates by hand, and refusals before the work."""
 
+import ctypes
+import os
+import platform
 import resource
 from collections import namedtuple
 
@@ -73,3 +76,46 @@ def test_a_metric_keeps_its_last_values_only(monkeypatch):
     history = storage.history("loss")
     assert [value for value, _ in history.values()] == [2, 3, 4]
     assert (history.latest(), history.median(2), history.global_avg()) == (4, 3.5, 2)
+
+
+def resident_after_freeing(size: int) -> int:
+    """Bytes of a block that stay with the process when the block is freed."""
+
+    def pages() -> int:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1])
+
+    before = pages()
+    block = torch.ones(size, dtype=torch.uint8)
+    assert block[-1] == 1
+    del block
+    return (pages() - before) * resource.getpagesize()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_freed_memory_is_kept(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    child = os.fork()  # these settings last as long as their process
+    if child == 0:
+        size = 200 * 10**6
+        given_back = resident_after_freeing(size) < size / 10
+        kept = resources.keep_freed_memory() and resident_after_freeing(size) > size * 0.9
+        resident_after_freeing(size)  # another place, where what lies between them may go
+        again = resident_after_freeing(size) < size / 10  # the same pages serve the next block
+        os._exit(0 if given_back and kept and again else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_the_allocators_settings_in_the_environment_stay(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("the allocator was touched"))
+    assert not resources.keep_freed_memory()
+
+
+def test_other_allocators_are_left_alone(monkeypatch):
+    for variable in [v for v in os.environ if v.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # a C library without mallopt
+    assert not resources.keep_freed_memory()
