@@ -30,6 +30,7 @@ from pathlib import Path
 
 import psis_d2.modeling  # noqa: F401  (before detectron2)
 from psis_d2.data.mapper import PartialMaskMapper
+from psis_d2.engine.resources import keep_freed_memory
 from psis_d2.evaluation.predictions import ImagePredictions
 from psis_d2.ops import without_kernels
 
@@ -125,7 +126,7 @@ class Subject:
         )
         amp = point.variant.startswith("amp")
         self.steps = {
-            "train": training_step(self.model, self.batch, amp),
+            "train": training_step(cfg, self.model, self.batch, amp),
             "test": inference(self.model, self.batch, amp),
         }
 
@@ -346,6 +347,8 @@ def main() -> None:
     args = parse_common(parser)
     facts = environment(args.device) | {"date": time.strftime("%Y-%m-%d")}
     print_environment(facts)
+    if args.device == "cpu":
+        keep_freed_memory()  # as training and evaluation do
     names = args.configs or [f"{name}_R50" for name in METHODS]
     rows, places = [], []
     for number, point in enumerate(points_of(args)):

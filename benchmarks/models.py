@@ -18,6 +18,7 @@ from psis_d2.data.shape_priors import (
     num_priors,
     save_shape_priors,
 )
+from psis_d2.engine.solver import build_optimizer
 
 import numpy as np
 import torch
@@ -160,10 +161,12 @@ def make_batch(
 
 
 def training_step(
-    model: torch.nn.Module, batch: list[dict], amp: bool = False
+    cfg: CfgNode, model: torch.nn.Module, batch: list[dict], amp: bool = False
 ) -> Callable[[], None]:
     """Forward, backward, and a step that hardly moves: random weights would diverge."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-8, momentum=0.9)
+    cfg = cfg.clone()
+    cfg.SOLVER.BASE_LR = 1e-8
+    optimizer = build_optimizer(cfg, model)
 
     def step():
         model.train()

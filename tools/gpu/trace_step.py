@@ -36,7 +36,9 @@ def main() -> None:
         cfg = make_config(args.config, args.device, Path(scratch), share=share)
         model = build_model(cfg)
     settle(model)
-    step = training_step(model, make_batch(args.images, args.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES))
+    step = training_step(
+        cfg, model, make_batch(args.images, args.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    )
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if args.device == "cuda" else []
     step()
