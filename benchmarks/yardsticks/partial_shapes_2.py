@@ -42,6 +42,7 @@ PARTS = (
     "psis_dropout",
     "psis_boxlosses",
     "psis_selftrained",
+    "psis_boxlosses_selftrained",
 )
 COLUMNS = (
     Column("IoU seen", SEEN, "IoU"),
@@ -102,7 +103,10 @@ PARTIAL_SHAPES_2 = Yardstick(
     published=PUBLISHED,
     comparisons=COMPARISONS,
     measured=("TEST.BOXES", "gt"),
-    labeled=(("psis_selftrained", "psis"),),
+    labeled=(
+        ("psis_selftrained", "psis"),
+        ("psis_boxlosses_selftrained", "psis_boxlosses"),
+    ),
     picture="docs/results_partial_shapes_2.png",
     heading="PartialShapes 2",
     words=PROTOCOL.format(
