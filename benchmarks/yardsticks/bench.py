@@ -26,6 +26,7 @@ from .page import render_page, render_section
 from .picture import results_picture
 from .rows import Row, Run, Yardstick, expected_results
 from .runs import put_run, read_runs
+from .trials import with_trials
 
 FILLED = "box_fill"
 """The row of a model that fills every box, which needs no training."""
@@ -84,7 +85,9 @@ def page_of(yardsticks: Sequence[Yardstick]) -> str:
             yardstick,
             rows_of(yardstick),
             picture=yardstick.picture,
-            remarks=yardstick.remarks_file.read_text(encoding="utf-8"),
+            remarks=with_trials(
+                yardstick.remarks_file.read_text(encoding="utf-8"), yardstick.trials_file
+            ),
         )
         for yardstick in yardsticks
         if read_runs(yardstick.runs_file)

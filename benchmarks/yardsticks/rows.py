@@ -196,6 +196,11 @@ class Yardstick:
         """The end of the page."""
         return self.file.with_suffix(".md")
 
+    @property
+    def trials_file(self) -> Path:
+        """The trials by which its settings were chosen, see :mod:`.trials`."""
+        return self.file.with_name(f"{self.name}_trials.csv")
+
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean and sample standard deviation; the value alone if there is one, a dash if none."""
